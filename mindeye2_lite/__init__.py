@@ -1,0 +1,3 @@
+"""MindEye2 in the open: voxels in; pictures, captions and scores out."""
+
+__version__ = "0.1.0"

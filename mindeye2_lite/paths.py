@@ -1,0 +1,76 @@
+"""Where files live. Everything that is made goes below one cache folder, never beside a notebook.
+
+`MINDEYE2_LITE_CACHE` moves the folder; otherwise it is the user's cache folder of the platform.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+
+PACKAGE = Path(__file__).parent
+
+
+def cache() -> Path:
+    """The cache folder, made if missing. OSError in one line if it cannot be written."""
+    folder = Path(os.environ.get("MINDEYE2_LITE_CACHE") or platformdirs.user_cache_dir("mindeye2-lite"))
+    return _folder(folder)
+
+
+def runs(*parts: str) -> Path:
+    """A folder for what training and notebooks keep, e.g. `runs("lite", "pretrained")`."""
+    return _folder(cache().joinpath("runs", *parts))
+
+
+def targets() -> Path:
+    """The folder of image tokens and latents, computed once per image."""
+    return _folder(cache() / "targets")
+
+
+def cohort(profile: str = "lite") -> Path:
+    """The folder of the training layout that `nsd.Subject` reads (it may not exist yet)."""
+    return Path(os.environ.get("MINDEYE2_LITE_DATA") or cache() / "data" / profile)
+
+
+def weights(name: str) -> Path:
+    """A shipped weights file, e.g. `weights("mini-vae")`."""
+    return PACKAGE / "weights" / f"{name}.safetensors"
+
+
+def results(name: str) -> Path:
+    """A shipped results file, e.g. `results("one_hour")`."""
+    return PACKAGE / "results" / f"{name}.json"
+
+
+@contextmanager
+def write_beside(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; rename it to `path` only if all went well.
+
+    OSError in one line if the folder is read-only or full; nothing half-written stays behind.
+    """
+    path = Path(path)
+    folder = _folder(path.parent)
+    beside = folder / f".{path.name}.{os.getpid()}.part"
+    try:
+        yield beside
+        os.replace(beside, path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}. Free space, or set MINDEYE2_LITE_CACHE") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"cannot write to {folder}: {error.strerror}. "
+            "Set MINDEYE2_LITE_CACHE to a folder with free space that you may write to"
+        ) from error
+    return folder
