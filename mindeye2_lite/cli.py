@@ -1,0 +1,145 @@
+"""The `mindeye2-lite` command. It looks up what to do and leaves the doing to the modules.
+
+Every command imports what it needs when it runs, so that `--help` is instant. A user's mistake
+gives one line: exit status 2 if the command line is wrong, 1 if a file, a folder or a value is.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mindeye2_lite import __version__
+from mindeye2_lite.config import PROFILES, Config
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake costs one line instead of a page of usage."""
+
+    def error(self, message: str):
+        """Print the line and leave with status 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; its exit status."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+    except ModuleNotFoundError as error:
+        message = f"{error}: python -m pip install -c constraints.txt -e .[book,dev]"
+    print(f"mindeye2-lite: {message}", file=sys.stderr)
+    return 1
+
+
+def parser() -> Parser:
+    """All commands and their options."""
+    top = Parser(prog="mindeye2-lite", description="MindEye2, from fMRI to picture and caption")
+    top.add_argument("--version", action="version", version=f"mindeye2-lite {__version__}")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_prepare(commands)
+    for name, command, text in (
+        ("book", book, "run the notebooks that are not fresh and build _build/html"),
+        ("student", student, "write notebooks without solutions to _build/student"),
+        ("weights", weights, "list the shipped weights and check their SHA-256"),
+        ("doctor", doctor, "show what this machine has and what is missing"),
+    ):
+        commands.add_parser(name, help=text).set_defaults(command=command)
+    return top
+
+
+def _add_run(commands) -> None:
+    sub = commands.add_parser(
+        "run", help="voxels to refined pictures and captions, for one subject"
+    )
+    sub.add_argument("--profile", default="lite", choices=PROFILES)
+    sub.add_argument("--subject", type=int, default=1, help="1 to 8")
+    sub.add_argument("--sessions", type=int, default=1, help="hours of training data")
+    sub.add_argument("--images", type=int, default=8, help="how many test pictures")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--out", type=Path, help="folder for pictures and captions")
+    sub.set_defaults(command=run)
+
+
+def _add_prepare(commands) -> None:
+    text = "raw NSD to the training layout; without RAW, make the synthetic cohort"
+    sub = commands.add_parser("prepare", help=text)
+    sub.add_argument("raw", type=Path, nargs="?", help="folder of the NSD download")
+    sub.add_argument("out", type=Path, nargs="?", help="folder to write")
+    sub.add_argument(
+        "--subjects", type=int, nargs="+", help="some of 1 to 8; default all there are"
+    )
+    sub.set_defaults(command=prepare)
+
+
+def run(options) -> None:
+    """Train what is missing, reconstruct the first test pictures, and keep them as files."""
+    from mindeye2_lite import paths, pipeline
+
+    config = Config.of(options.profile)
+    out = options.out or paths.runs(options.profile, "run", f"subject{options.subject}")
+    pipeline.run(
+        config,
+        subject=options.subject,
+        sessions=options.sessions,
+        images=options.images,
+        seed=options.seed,
+        out=out,
+    )
+    print(out)
+
+
+def prepare(options) -> None:
+    """Write the training layout and say where."""
+    if options.raw is None:
+        from mindeye2_lite import synthetic
+
+        print(synthetic.open_cohort())
+        return
+    if options.out is None:
+        raise ValueError("prepare needs two folders: mindeye2-lite prepare RAW OUT")
+    from mindeye2_lite import nsd
+
+    nsd.prepare(options.raw, options.out, subjects=options.subjects)
+    print(options.out)
+
+
+def book(options) -> int:
+    """Run what is not fresh and build the book."""
+    from mindeye2_lite import book
+
+    root = book.find_root()
+    book.execute_all(root)
+    return book.build(root)
+
+
+def student(options) -> None:
+    """Write the copies and list them."""
+    from mindeye2_lite import book
+
+    for path in book.student_copies(book.find_root()):
+        print(path)
+
+
+def weights(options) -> int:
+    """List what is shipped; status 1 if a file is missing or is not the one that was shipped."""
+    from mindeye2_lite import doctor
+
+    lines = doctor.check_weights()
+    for line in lines:
+        print(f"{line.state:8s} {line.megabytes:6.1f} MB  {line.name}  {line.sha256[:12]}")
+    return int(any(line.state != "ok" for line in lines))
+
+
+def doctor(options) -> None:
+    """Print the report that an issue should carry."""
+    from mindeye2_lite import doctor
+
+    for name, value in doctor.report().items():
+        print(f"{name:16s} {value}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""What this machine has, in one screen: the first thing to look at, and to paste into an issue."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from mindeye2_lite import paths
+
+PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "numpy")
+HASHES = "SHA256SUMS.json"  # beside the weights: file name to SHA-256
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One shipped file: its size and whether it is the file that was shipped."""
+
+    name: str
+    megabytes: float
+    sha256: str
+    state: str  # "ok", "missing" or "wrong"
+
+
+def check_weights(folder: Path | None = None) -> list[Weights]:
+    """Compare every shipped weights file with the SHA-256 that it was shipped with."""
+    folder = folder or paths.PACKAGE / "weights"
+    if not (folder / HASHES).is_file():
+        raise ValueError(f"{folder} holds no {HASHES}: install mindeye2-lite again")
+    expected = json.loads((folder / HASHES).read_text(encoding="utf-8"))
+    return [_check(folder / name, digest) for name, digest in sorted(expected.items())]
+
+
+def _check(path: Path, expected: str) -> Weights:
+    if not path.is_file():
+        return Weights(path.name, 0.0, expected, "missing")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    megabytes = path.stat().st_size / 1e6
+    return Weights(path.name, megabytes, found, "ok" if found == expected else "wrong")
+
+
+def report() -> dict[str, str]:
+    """Versions, hardware, folders and shipped files, each in a few words."""
+    return {
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        **{name: _version(name) for name in ("mindeye2-lite", *PACKAGES)},
+        "processor": f"{os.cpu_count()} cores, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS')}",
+        "accelerator": _accelerator(),
+        "cache": _cache(),
+        "cohort": _cohort(),
+        "weights": _weights(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed: pip install -e ."
+
+
+def _accelerator() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return f"{torch.cuda.get_device_name()}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free"
+    return "none needed, none found"
+
+
+def _cache() -> str:
+    folder = paths.cache()
+    return f"{folder}, {shutil.disk_usage(folder).free / 1e9:.0f} GB free"
+
+
+def _cohort() -> str:
+    folder = paths.cohort("lite")
+    return str(folder) if folder.is_dir() else "not made yet: mindeye2-lite prepare"
+
+
+def _weights() -> str:
+    try:
+        files = check_weights()
+    except ValueError as error:
+        return str(error)
+    bad = [file.name for file in files if file.state != "ok"]
+    return f"{len(files)} files, " + (f"damaged: {', '.join(bad)}" if bad else "all as shipped")
