@@ -131,8 +131,9 @@ def _shows_without_kernel(output: nbformat.NotebookNode) -> bool:
 
 def build(root: Path) -> int:
     """Build `_build/html`; the exit status of jupyter-book, in which any warning is a failure."""
-    command = ["build", str(root / "book"), "-W", "--keep-going"]
-    return subprocess.run([sys.executable, "-m", "jupyter_book", *command], cwd=root).returncode
+    start = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]  # has no -m
+    command = [*start, "build", str(root / "book"), "-W", "--keep-going"]
+    return subprocess.run(command, cwd=root).returncode
 
 
 def student_copies(root: Path) -> list[Path]:
