@@ -22,6 +22,7 @@ class Config:
 
     profile: str = "paper"
     # data
+    data: str = "nsd"  # or "synthetic": a cohort made from a seed where it is missing
     trials_per_session: int = 750
     image_size: int = 224  # pixels
     # targets
@@ -56,6 +57,7 @@ class Config:
         """A synthetic cohort and shipped miniatures: two CPU cores, no download, no agreement."""
         return cls(
             profile="lite",
+            data="synthetic",
             trials_per_session=75,
             image_size=64,
             encoder="mini-bigG",
@@ -63,7 +65,7 @@ class Config:
             dim=128,
             vae="mini-vae",
             latent_size=16,
-            teacher="mini-swav",
+            teacher="mini-vicreg",
             aux_dim=64,
             hidden=256,
             prior_depth=3,
