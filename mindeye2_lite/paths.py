@@ -16,7 +16,9 @@ PACKAGE = Path(__file__).parent
 
 def cache() -> Path:
     """The cache folder, made if missing. OSError in one line if it cannot be written."""
-    folder = Path(os.environ.get("MINDEYE2_LITE_CACHE") or platformdirs.user_cache_dir("mindeye2-lite"))
+    folder = Path(
+        os.environ.get("MINDEYE2_LITE_CACHE") or platformdirs.user_cache_dir("mindeye2-lite")
+    )
     return _folder(folder)
 
 
@@ -56,9 +58,12 @@ def write_beside(path: Path) -> Iterator[Path]:
     beside = folder / f".{path.name}.{os.getpid()}.part"
     try:
         yield beside
+        beside.chmod(0o644)
         os.replace(beside, path)
     except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror or error}. Free space, or set MINDEYE2_LITE_CACHE") from error
+        raise OSError(
+            f"cannot write {path}: {error.strerror or error}: free space or set MINDEYE2_LITE_CACHE"
+        ) from error
     finally:
         beside.unlink(missing_ok=True)
 

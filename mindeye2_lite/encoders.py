@@ -1,0 +1,517 @@
+"""The frozen networks around the model: CLIP towers, the VAE, the low-level teacher, the judges.
+
+    images         (batch, 3, height, width) in [0, 1]
+    image_tokens   (batch, tokens, dim)      16 x 128 here, 256 x 1664 for OpenCLIP bigG
+    latents        (batch, 4, side, side)    16 x 16 here, 28 x 28 in the paper
+
+The miniatures are `open_clip` and `diffusers` classes with small configurations; their weights are
+shipped with a SHA-256 each. None of them is trained here (see `training_miniatures.py`).
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from mindeye2_lite import paths, scenes
+from mindeye2_lite.config import Config
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CONTEXT = 28  # words in a miniature caption, with start and end
+
+CLIPS = {
+    "mini-bigG": {
+        "embed_dim": 128,
+        "vision_cfg": {
+            "image_size": 64, "patch_size": 16, "width": 128, "layers": 6, "head_width": 32,
+        },
+        "text_cfg": {"width": 128, "heads": 4, "layers": 2},
+    },
+    "mini-L": {
+        "embed_dim": 96,
+        "vision_cfg": {
+            "image_size": 64, "patch_size": 16, "width": 96, "layers": 4, "head_width": 32,
+        },
+        "text_cfg": {"width": 96, "heads": 3, "layers": 2},
+    },
+}  # fmt: skip
+VAES = {
+    "mini-vae": {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (32, 64, 64),
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "norm_num_groups": 16,
+        "mid_block_add_attention": False,
+        "sample_size": 64,
+    },
+}
+CNNS = {  # width of each stage; every stage halves the picture
+    "alex": (24, 32, 48, 64, 64),
+    "incep": (24, 40, 80, 112),
+    "eff": (16, 32, 64, 128),
+    "swav": (24, 48, 96, 128),
+    "mini-vicreg": (24, 48, 96, 64),
+}
+
+
+# ---- weights -----------------------------------------------------------------------------------
+
+
+def manifest() -> dict[str, dict]:
+    """What is shipped: per file its SHA-256, bytes, parameters, and the command that made it."""
+    path = paths.PACKAGE / "weights" / "manifest.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def load_weights(name: str, path: Path | None = None) -> dict[str, Tensor]:
+    """A shipped state_dict as float32, after its SHA-256 was checked. Runs no code of the file.
+
+    ValueError if the file is not the one that was shipped, FileNotFoundError if there is none.
+    """
+    from safetensors.torch import load_file
+
+    path = path or paths.weights(name)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{name}: no weights at {path}. Reinstall the package, or make them again: "
+            f"mindeye2-lite miniatures {name}"
+        )
+    expected = manifest().get(name, {}).get("sha256")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != expected:
+        raise ValueError(
+            f"{path}: SHA-256 is {found[:12]}..., the shipped {name} has "
+            f"{(expected or 'none')[:12]}...: the file was changed or cut; reinstall the package"
+        )
+    return {key: value.float() for key, value in load_file(path).items()}
+
+
+def frozen(network: nn.Module, device: str | torch.device = "cpu") -> nn.Module:
+    """The network in eval mode, on the device, with nothing left to train."""
+    return network.to(device).eval().requires_grad_(False)
+
+
+def _known(kind: str, name: str, names: Iterable[str]) -> None:
+    if name not in names:
+        raise ValueError(
+            f"{kind} {name!r} is not available here: this release ships {', '.join(names)}. "
+            "The profiles colab and paper need downloads that are not wired up yet (see README)"
+        )
+
+
+# ---- words -------------------------------------------------------------------------------------
+
+
+@functools.cache
+def tokenizer():
+    """A word-level `tokenizers.Tokenizer` over the captions' vocabulary.
+
+    Ids: 0 padding, 1 start, 2 unknown; the end token has the highest id, as CLIP's pooling needs.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    words = ["[pad]", "[start]", "[unknown]", *scenes.vocabulary(), "[end]"]
+    ids = {word: i for i, word in enumerate(words)}
+    result = Tokenizer(models.WordLevel(ids, unk_token="[unknown]"))
+    result.normalizer = normalizers.Lowercase()
+    result.pre_tokenizer = pre_tokenizers.Whitespace()
+    result.post_processor = processors.TemplateProcessing(
+        single="[start] $A [end]", special_tokens=[("[start]", 1), ("[end]", len(words) - 1)]
+    )
+    result.add_special_tokens(["[pad]", "[start]", "[unknown]", "[end]"])
+    result.enable_padding(length=CONTEXT, pad_id=0, pad_token="[pad]")
+    result.enable_truncation(CONTEXT)
+    return result
+
+
+def word_ids(prompts: list[str]) -> Int[Tensor, "batch context"]:
+    """Prompts as padded word ids."""
+    return torch.tensor([encoding.ids for encoding in tokenizer().encode_batch(prompts)])
+
+
+# ---- CLIP --------------------------------------------------------------------------------------
+
+
+def build_clip(name: str) -> nn.Module:
+    """An untrained `open_clip.CLIP` of that name's size."""
+    from open_clip.model import CLIP
+
+    sizes = CLIPS[name]
+    words = tokenizer().get_vocab_size()
+    text = sizes["text_cfg"] | {"context_length": CONTEXT, "vocab_size": words}
+    return CLIP(sizes["embed_dim"], sizes["vision_cfg"], text)
+
+
+@functools.cache
+def load_clip(name: str, device: str = "cpu") -> nn.Module:
+    """The frozen CLIP of that name."""
+    _known("CLIP", name, CLIPS)
+    clip = build_clip(name)
+    clip.load_state_dict(load_weights(name))
+    return frozen(clip, device)
+
+
+class ImageEncoder(nn.Module):
+    """Images to the tokens that the model predicts: patch tokens after the final LayerNorm.
+
+    They are neither projected nor normalized, and the class token is dropped unless asked for.
+    The released code takes images in [0, 1] for images in [-1, 1], so that CLIP sees [0.5, 1]:
+    all targets, galleries and predictions live in that washed-out range, and so do ours (spec
+    of the released `FrozenOpenCLIPImageEmbedder`; book/differences.md, "range").
+    """
+
+    def __init__(self, visual: nn.Module, *, class_token: bool = False):
+        super().__init__()
+        visual.output_tokens = True
+        self.visual, self.class_token = visual, class_token
+        self.size = visual.image_size[0]
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(CLIP_STD)[:, None, None], persistent=False)
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        """Resize bicubically if needed, then the range quirk, then CLIP's mean and deviation."""
+        if images.shape[-1] != self.size:
+            images = F.interpolate(images, self.size, mode="bicubic", align_corners=True)
+        return ((images + 1) / 2 - self.mean) / self.std
+
+    @torch.no_grad()
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch tokens dim"]:
+        return self.tokens(self.preprocess(images))
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """Tokens of pixels that are normalized already."""
+        if not self.class_token:
+            return self.visual(pixels)[1]
+        x = self.visual.transformer(self.visual._embeds(pixels))
+        return self.visual.ln_post(x)
+
+
+class TextEncoder(nn.Module):
+    """Prompts to what SDXL sees of them: tokens of the last layer but one, and a pooled vector.
+
+    tokens (batch, words, width) without the final LayerNorm; pooled (batch, embedding) with it.
+    """
+
+    def __init__(self, clip: nn.Module):
+        super().__init__()
+        self.clip = clip
+
+    @torch.no_grad()
+    def forward(
+        self, prompts: list[str]
+    ) -> tuple[Float[Tensor, "batch words width"], Float[Tensor, "batch embedding"]]:
+        ids = word_ids(prompts).to(self.clip.positional_embedding.device)
+        out = self.clip.forward_intermediates(text=ids, text_indices=2, normalize=False)
+        return out["text_intermediates"][0], out["text_features"]
+
+
+@functools.cache
+def image_encoder(name: str = "mini-bigG", device: str = "cpu") -> ImageEncoder:
+    """The frozen image tower of that name."""
+    return frozen(ImageEncoder(load_clip(name, device).visual), device)
+
+
+@functools.cache
+def text_encoder(name: str = "mini-bigG", device: str = "cpu") -> TextEncoder:
+    """The frozen text tower of that name."""
+    return frozen(TextEncoder(load_clip(name, device)), device)
+
+
+def clip_embedding(
+    images: Float[Tensor, "batch 3 height width"], name: str = "mini-L"
+) -> Float[Tensor, "batch embedding"]:
+    """CLIP's pooled, projected embedding, of images in their proper range (for judging)."""
+    clip = load_clip(name, str(images.device))
+    mean, std = (images.new_tensor(v)[:, None, None] for v in (CLIP_MEAN, CLIP_STD))
+    size = clip.visual.image_size[0]
+    if images.shape[-1] != size:
+        images = F.interpolate(images, size, mode="bilinear", align_corners=False)
+    with torch.no_grad():
+        out = clip.encode_image((images - mean) / std)
+    return out[0] if isinstance(out, tuple) else out
+
+
+# ---- the VAE -----------------------------------------------------------------------------------
+
+
+class Vae(nn.Module):
+    """A diffusers `AutoencoderKL` with its scaling: images in [0, 1] to unit-variance latents."""
+
+    def __init__(self, network: nn.Module, scale: float):
+        super().__init__()
+        self.network = network
+        self.register_buffer("scale", torch.tensor(scale))
+
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, "batch 4 side side"]:
+        """The posterior's mode, or, given a generator, a sample from it."""
+        posterior = self.network.encode(2 * images - 1).latent_dist
+        latents = posterior.mode() if generator is None else posterior.sample(generator)
+        return latents * self.scale
+
+    @torch.no_grad()
+    def decode_raw(
+        self, latents: Float[Tensor, "batch 4 side side"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Pixels in about [-1, 1], not clamped."""
+        return self.network.decode(latents / self.scale).sample
+
+    def decode(
+        self, latents: Float[Tensor, "batch 4 side side"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Pixels in [0, 1]."""
+        return (self.decode_raw(latents) / 2 + 0.5).clamp(0, 1)
+
+
+def build_vae(name: str = "mini-vae") -> Vae:
+    """An untrained VAE of that name's size."""
+    from diffusers import AutoencoderKL
+
+    return Vae(AutoencoderKL(**VAES[name]), scale=1.0)
+
+
+@functools.cache
+def vae(name: str = "mini-vae", device: str = "cpu") -> Vae:
+    """The frozen VAE of that name."""
+    _known("VAE", name, VAES)
+    result = build_vae(name)
+    result.load_state_dict(load_weights(name))
+    return frozen(result, device)
+
+
+# ---- the low-level teacher and the judges ------------------------------------------------------
+
+
+class Cnn(nn.Module):
+    """A small plain convolutional network: stages that halve the picture, then one linear head."""
+
+    def __init__(self, widths: tuple[int, ...], classes: int):
+        super().__init__()
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+                nn.Conv2d(after, after, 3, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+            )
+            for before, after in zip((3, *widths), widths, strict=False)
+        )
+        self.head = nn.Linear(widths[-1], classes)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The output of every stage, finest first."""
+        maps, x = [], 2 * images - 1
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def pooled(self, images: Tensor) -> Tensor:
+        return self.maps(images)[-1].mean(dim=(2, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.pooled(images))
+
+
+def build_cnn(name: str, classes: int = 0) -> Cnn:
+    """An untrained judge or teacher; `classes` is the width of its head."""
+    return Cnn(CNNS[name], classes or len(scenes.KINDS))
+
+
+@functools.cache
+def load_cnn(name: str, device: str = "cpu") -> Cnn:
+    """One frozen judge ("alex", "incep", "eff", "swav") or the teacher ("mini-vicreg")."""
+    shipped = name if name.startswith("mini-") else "mini-judges"
+    part = "" if shipped == name else f"{name}."
+    state = {
+        k.removeprefix(part): v for k, v in load_weights(shipped).items() if k.startswith(part)
+    }
+    cnn = build_cnn(name, len(state["head.weight"]))
+    cnn.load_state_dict(state)
+    return frozen(cnn, device)
+
+
+Features = Callable[[Tensor], Tensor]
+
+
+def teacher(name: str = "mini-vicreg", device: str = "cpu") -> Features:
+    """Images to spatial features (batch, places, aux_dim), for the low-level head's aux loss."""
+    _known("teacher", name, ["mini-vicreg"])
+    cnn = load_cnn(name, device)
+
+    @torch.no_grad()
+    def features(images: Tensor) -> Tensor:
+        return cnn.maps(images)[-1].flatten(2).transpose(1, 2)
+
+    return features
+
+
+def judges(name: str = "mini-judges", device: str = "cpu") -> dict[str, Features]:
+    """The networks behind six of the metrics, by the paper's column names.
+
+    Each takes images (batch, 3, height, width) in [0, 1] and returns features (batch, features).
+    """
+    _known("set of judges", name, ["mini-judges"])
+
+    def stage(cnn: str, index: int) -> Features:
+        return _judge(lambda x: load_cnn(cnn, device).maps(x)[index].flatten(1))
+
+    def pooled(cnn: str) -> Features:
+        return _judge(lambda x: load_cnn(cnn, device).pooled(x))
+
+    return {
+        "Alex(2)": stage("alex", 1),
+        "Alex(5)": stage("alex", 4),
+        "Incep": pooled("incep"),
+        "CLIP": lambda images: clip_embedding(images.to(device)),
+        "Eff": pooled("eff"),
+        "SwAV": pooled("swav"),
+    }
+
+
+def _judge(features: Features) -> Features:
+    """Resize to the 64 pixels that the miniature judges were trained on, then look."""
+
+    @torch.no_grad()
+    def looked(images: Tensor) -> Tensor:
+        if images.shape[-1] != 64:
+            images = F.interpolate(
+                images, 64, mode="bilinear", align_corners=False, antialias=False
+            )
+        return features(images)
+
+    return looked
+
+
+@torch.no_grad()
+def judged_kinds(
+    images: Float[Tensor, "batch 3 height width"], judge: str = "incep"
+) -> Int[Tensor, " batch"]:
+    """The kind of main object that a judge sees, as an index into `scenes.KINDS`."""
+    return load_cnn(judge, str(images.device))(images)[:, : len(scenes.KINDS)].argmax(dim=1)
+
+
+@torch.no_grad()
+def zero_shot_kinds(
+    images: Float[Tensor, "batch 3 height width"], name: str = "mini-bigG"
+) -> Int[Tensor, " batch"]:
+    """The kind whose sentence lies nearest in CLIP space, as an index into `scenes.KINDS`."""
+    clip = load_clip(name, str(images.device))
+    ids = word_ids([f"a {kind}" for kind in scenes.KINDS]).to(images.device)
+    words = F.normalize(clip.encode_text(ids), dim=-1)
+    return (F.normalize(clip_embedding(images, name), dim=-1) @ words.T).argmax(dim=1)
+
+
+# ---- what training needs of every image, once ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Everything that training wants to know of an image, row by row; made once, kept on disk.
+
+    The released code computes these again at every step. `aux_augmented` is the teacher's view of
+    one fixed color-jittered copy per image, where the released code draws a new one each time.
+    """
+
+    image_ids: Int[Tensor, " images"]  # ascending
+    tokens: Float[Tensor, "images tokens dim"]
+    latents: Float[Tensor, "images 4 side side"]
+    aux: Float[Tensor, "images places aux"]
+    aux_augmented: Float[Tensor, "images places aux"]
+
+    def index(self, image_ids: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """Rows of these images. KeyError names the first image that is not here."""
+        rows = torch.searchsorted(self.image_ids, image_ids).clamp(max=len(self.image_ids) - 1)
+        missing = image_ids[self.image_ids[rows] != image_ids]
+        if len(missing):
+            raise KeyError(
+                f"image {int(missing[0])} has no targets: {len(self.image_ids)} are kept"
+            )
+        return rows
+
+    def to(self, device: str | torch.device) -> "Targets":
+        return Targets(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+def targets(
+    images, image_ids: Int[Tensor, " n"], config: Config, *, device: str = "cpu",
+    batch: int = 250, progress: bool = True,
+) -> Targets:  # fmt: skip
+    """Image tokens, VAE latents and teacher features of these images, computed once and cached.
+
+    `images` is an `nsd.Images` (or any array-like that takes a tensor of ids and gives pictures in
+    [0, 1]). The cache file's name holds a key of the networks' weights and of the pictures, so a
+    change in either makes new targets.
+    """
+    from safetensors.torch import load_file, save_file
+
+    image_ids = torch.unique(image_ids)
+    path = paths.targets() / f"{_targets_key(images, image_ids, config)}.safetensors"
+    if not path.exists():
+        rows = image_ids.split(batch)
+        bar = tqdm(rows, "image tokens and latents", disable=not progress, mininterval=1)
+        parts = [_targets_of(images[ids].to(device), config, device) for ids in bar]
+        made = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        with paths.write_beside(path) as beside:
+            save_file({"image_ids": image_ids, **made}, beside)
+    return Targets(**{k: v if k == "image_ids" else v.float() for k, v in load_file(path).items()})
+
+
+def _targets_of(pictures: Tensor, config: Config, device: str) -> dict[str, Tensor]:
+    look = teacher(config.teacher, device)
+    made = {
+        "tokens": image_encoder(config.encoder, device)(pictures),
+        "latents": vae(config.vae, device).encode(pictures),
+        "aux": look(pictures),
+        "aux_augmented": look(augment(pictures)),
+    }
+    return {name: value.half().cpu() for name, value in made.items()}
+
+
+def augment(
+    pictures: Float[Tensor, "batch 3 height width"],
+) -> Float[Tensor, "batch 3 height width"]:
+    """Color jitter and a slight zoom, the teacher's second view; the same for the same batch."""
+    from torchvision.transforms import v2
+
+    jitter = v2.Compose(
+        [
+            v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
+            v2.RandomGrayscale(0.1),
+            v2.RandomSolarize(0.5, 0.1),
+            v2.RandomResizedCrop(pictures.shape[-1], scale=(0.9, 0.9), ratio=(1, 1)),
+        ]
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # torchvision draws from the global generator
+        return torch.stack([jitter(picture) for picture in pictures])
+
+
+def _targets_key(images, image_ids: Tensor, config: Config) -> str:
+    names = (config.encoder, config.vae, config.teacher)
+    probe = images[image_ids[:: max(1, len(image_ids) // 8)]]
+    parts = [
+        *(manifest().get(name, {}).get("sha256", name) for name in names),
+        hashlib.sha256(image_ids.numpy().tobytes()).hexdigest(),
+        hashlib.sha256(probe.numpy().tobytes()).hexdigest(),
+    ]
+    return f"{config.encoder}-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]}"
