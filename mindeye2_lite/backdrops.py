@@ -118,11 +118,13 @@ def _ground(scene, size, edge, sun, rng):
 def _sky_on_water(ground, scene, size, depth, columns, sun):
     """Water takes color from the sky, most of all far away and below the sun."""
     stops = np.array(SKIES[scene.light], float)
-    share = 0.42 * (1 - depth[:, :, None] * 0.75)
-    ground = ground + share * (stops[2] - ground)
+    sunset = scene.light == "sunset"
+    share = (0.66 if sunset else 0.42) * (1 - depth[:, :, None] * 0.75)
+    color = stops[1] * 0.55 + stops[2] * 0.45 if sunset else stops[2]
+    ground = ground + share * (color - ground)
     path = bell(((columns - sun * size) / (0.1 * size)) ** 2) * (1 - 0.7 * depth)
     bright = {"noon": 50, "sunset": 90, "night": 60, "overcast": 14}[scene.light]
-    return ground + bright * path[:, :, None] * (1, 0.9, 0.7 if scene.light == "sunset" else 1)
+    return ground + bright * path[:, :, None] * (1, 0.9, 0.7 if sunset else 1)
 
 
 def bell(square):

@@ -2,7 +2,7 @@
 
 Flat shapes are drawn three times too large and averaged down, so edges are smooth. Everything that
 light does (tint, rounded shading, rim, soft shadow, mirror image on water) is numpy on the small
-picture. Only sums, products and quotients decide about pixels, so machines agree on them.
+picture, in plain arithmetic (no exp or pow), so machines agree about every pixel.
 """
 
 from functools import lru_cache
@@ -62,7 +62,7 @@ def _compose(scene, size):
 class Placed:
     """One object on the canvas: kind, looks, pixels per unit, and the pixel of its origin."""
 
-    def __init__(self, kind, color, pattern, scale, x, y, mirror, size):
+    def __init__(self, kind, color, pattern, scale, x, y, mirror):
         self.kind, self.color, self.pattern, self.mirror = kind, color, pattern, mirror
         whole = extent(kind)
         middle = (whole.left + whole.right) / 2 * (-1 if mirror else 1)
@@ -83,7 +83,7 @@ def _place_main(scene, size, rng):
     if scene.kind in FLYING:
         y = np.clip(size * rng.uniform(0.60, 0.72), tall + 0.03 * size, 0.8 * size)
     mirror = scene.facing == "left"
-    placed = Placed(scene.kind, scene.color, scene.pattern, scale, scene.x * size, y, mirror, size)
+    placed = Placed(scene.kind, scene.color, scene.pattern, scale, scene.x * size, y, mirror)
     placed.shadow_y = max(floor, y + 0.08 * size) if scene.kind in FLYING else y
     return placed
 
@@ -100,7 +100,7 @@ def _place_companion(scene, size):
     if scene.companion in FLYING:
         y = size * rng.uniform(0.16, 0.24) + whole.top * scale / 2
     mirror = bool(rng.integers(2))
-    placed = Placed(scene.companion, scene.companion_color, "plain", scale, x, y, mirror, size)
+    placed = Placed(scene.companion, scene.companion_color, "plain", scale, x, y, mirror)
     placed.shadow_y = floor
     return placed
 

@@ -38,6 +38,18 @@ SIZES = (0.42, 0.53)  # square root of the share of the picture that the main ob
 HORIZONS = (0.46, 0.62)  # share of the picture above the horizon
 TRAINING_SEED = 1_000_000
 
+_CHOICES = {
+    "kind": KINDS,
+    "color": COLORS,
+    "ground": GROUNDS,
+    "light": LIGHTS,
+    "facing": FACINGS,
+    "pattern": PATTERNS,
+    "companion": KINDS,
+    "companion_color": COLORS,
+}
+_RANGES = {"size": (0.1, 0.6), "x": (0.2, 0.8), "horizon": (0.3, 0.7)}
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -55,6 +67,21 @@ class Scene:
     pattern: str = "plain"
     horizon: float = 0.55  # from the top
     seed: int = 0  # clouds, texture, place in depth
+
+    def __post_init__(self):
+        """ValueError in one line for a name that does not exist or a length out of range."""
+        for field, names in _CHOICES.items():
+            value, optional = getattr(self, field), field.startswith("companion")
+            if value not in names and not (optional and value is None):
+                raise ValueError(f"{field} {value!r} is unknown: choose one of {', '.join(names)}")
+        if (self.companion is None) != (self.companion_color is None) or (
+            self.companion == self.kind
+        ):
+            raise ValueError("a companion needs a companion_color and another kind than the scene")
+        for field, (low, high) in _RANGES.items():
+            value = getattr(self, field)
+            if not low <= value <= high:
+                raise ValueError(f"{field} is {value}: it must lie between {low} and {high}")
 
 
 def sample(n: int, seed: int) -> list[Scene]:
@@ -136,21 +163,11 @@ def _each(paint, scenes, size, workers, none):
 def attributes(scenes: Sequence[Scene]) -> dict[str, np.ndarray]:
     """One array of n per attribute: int64 codes (places in KINDS, COLORS, GROUNDS, LIGHTS, FACINGS
     and PATTERNS; -1 for no companion) and float64 size, x and horizon."""
-    codes = {
-        "kind": KINDS,
-        "color": COLORS,
-        "ground": GROUNDS,
-        "light": LIGHTS,
-        "facing": FACINGS,
-        "pattern": PATTERNS,
-        "companion": KINDS,
-        "companion_color": COLORS,
-    }
     table = {
         name: np.array([_code(names, getattr(s, name)) for s in scenes], np.int64)
-        for name, names in codes.items()
+        for name, names in _CHOICES.items()
     }
-    for name in ("size", "x", "horizon"):
+    for name in _RANGES:
         table[name] = np.array([getattr(s, name) for s in scenes], np.float64)
     return table
 
