@@ -40,6 +40,7 @@ def parser() -> Parser:
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
     _add_prepare(commands)
+    _add_miniatures(commands)
     for name, command, text in (
         ("book", book, "run the notebooks that are not fresh and build _build/html"),
         ("student", student, "write notebooks without solutions to _build/student"),
@@ -74,6 +75,16 @@ def _add_prepare(commands) -> None:
     sub.set_defaults(command=prepare)
 
 
+def _add_miniatures(commands) -> None:
+    sub = commands.add_parser("miniatures", help="train miniatures again, or measure those shipped")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="for instance mini-vae")
+    sub.add_argument("--measure", action="store_true", help="write results/miniatures.json")
+    sub.add_argument("--steps", type=int, help="fewer than the recipe's")
+    sub.add_argument("--device", help="cpu or cuda; default what there is")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.set_defaults(command=miniatures)
+
+
 def run(options) -> None:
     """Train what is missing, reconstruct the first test pictures, and keep them as files."""
     from mindeye2_lite import paths, pipeline
@@ -104,6 +115,21 @@ def prepare(options) -> None:
 
     nsd.prepare(options.raw, options.out, subjects=options.subjects)
     print(options.out)
+
+
+def miniatures(options) -> None:
+    """Train the named miniatures, measure all, or list the names."""
+    from mindeye2_lite import training_miniatures as training
+
+    known = training.recipes()
+    if unknown := [name for name in options.names if name not in known]:
+        raise ValueError(f"no miniature {unknown[0]!r}: choose from {', '.join(known)}")
+    for name in options.names:
+        training.train(name, steps=options.steps, device=options.device, seed=options.seed)
+    if options.measure:
+        print(training.write_measure(seed=options.seed, device=options.device or "cpu"))
+    if not options.names and not options.measure:
+        print("\n".join(known))
 
 
 def book(options) -> int:

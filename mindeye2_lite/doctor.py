@@ -12,7 +12,7 @@ from pathlib import Path
 from mindeye2_lite import paths
 
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "numpy")
-HASHES = "SHA256SUMS.json"  # beside the weights: file name to SHA-256
+MANIFEST = "manifest.json"  # beside the weights: name to SHA-256, and how each was made
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,19 @@ class Weights:
 def check_weights(folder: Path | None = None) -> list[Weights]:
     """Compare every shipped weights file with the SHA-256 that it was shipped with."""
     folder = folder or paths.PACKAGE / "weights"
-    if not (folder / HASHES).is_file():
-        raise ValueError(f"{folder} holds no {HASHES}: install mindeye2-lite again")
-    expected = json.loads((folder / HASHES).read_text(encoding="utf-8"))
-    return [_check(folder / name, digest) for name, digest in sorted(expected.items())]
+    if not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder} holds no {MANIFEST}: install mindeye2-lite again")
+    shipped = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return [_check(folder, name, entry["sha256"]) for name, entry in sorted(shipped.items())]
 
 
-def _check(path: Path, expected: str) -> Weights:
+def _check(folder: Path, name: str, expected: str) -> Weights:
+    path = folder / f"{name}.safetensors"
     if not path.is_file():
-        return Weights(path.name, 0.0, expected, "missing")
+        return Weights(name, 0.0, expected, "missing")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     megabytes = path.stat().st_size / 1e6
-    return Weights(path.name, megabytes, found, "ok" if found == expected else "wrong")
+    return Weights(name, megabytes, found, "ok" if found == expected else "wrong")
 
 
 def report() -> dict[str, str]:

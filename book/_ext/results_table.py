@@ -1,11 +1,12 @@
-"""The `results` directive: a table straight from `mindeye2_lite/results/NAME.json`.
+"""The `results` directive: a table straight from a JSON file of the package.
 
-No number in the book is typed. A file holds what one command measured: `rows` (a list of records,
-or records by name), and beside them where they come from (command, commit, profile, seed, device,
-seconds). Where there is no file yet, the page says so.
+No measured number in the book is typed. A file holds what one command found, and beside it where it
+comes from (command, commit, profile, seed, device, seconds). Three forms are known: `rows`, a list of
+records; `found`, by piece and by measure a value with its interval; and records by name, as in the
+manifest of the weights. Where there is no file yet, the page says so.
 
-    ```{results} miniatures
-    :columns: name, what, measured, needed
+    ```{results} results/miniatures
+    :columns: name, measure, value
     ```
 """
 
@@ -20,22 +21,36 @@ ORIGIN = ("command", "commit", "profile", "seed", "device", "seconds")
 
 
 def records(content: dict | list) -> list[dict]:
-    """The rows of a results file as flat records, whichever of the two forms it has."""
-    rows = content.get("rows", content) if isinstance(content, dict) else content
-    if isinstance(rows, list):
-        return rows
-    named = {name: row for name, row in rows.items() if isinstance(row, dict)}
-    return [{"name": name, **row} for name, row in named.items()]
+    """The rows of a file as flat records, whichever of the three forms it has."""
+    if isinstance(content, list):
+        return content
+    if "rows" in content:
+        return content["rows"]
+    if "found" in content:
+        return [
+            _measured(name, measure, found)
+            for name, measures in content["found"].items()
+            for measure, found in measures.items()
+        ]
+    return [{"name": name, **row} for name, row in content.items() if isinstance(row, dict)]
+
+
+def _measured(name: str, measure: str, found: dict) -> dict:
+    value = f"{shown(found['value'])} {found.get('unit', '')}".strip()
+    interval = f"{shown(found['low'])} to {shown(found['high'])}"
+    chance = shown(found.get("chance")) or "–"
+    row = {"name": name, "measure": measure, "value": value, "95% interval": interval}
+    return row | {"chance": chance, "n": found["n"]}
 
 
 def shown(value: object) -> str:
-    """A number to three digits, a list as an interval, anything else as it is."""
+    """A number to three digits, a whole one in groups of three, anything else as it is."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3g}"
-    if isinstance(value, list):
-        return " to ".join(shown(item) for item in value)
+    if isinstance(value, int):
+        return f"{value:,}"
     return "" if value is None else str(value)
 
 
@@ -54,32 +69,39 @@ def _row(cells: list[str]) -> nodes.row:
     return nodes.row("", *entries)
 
 
+def _columns(rows: list[dict]) -> list[str]:
+    """All keys of plain values, in the order in which they first come."""
+    plain = (
+        key for row in rows for key, value in row.items() if not isinstance(value, dict | list)
+    )
+    return list(dict.fromkeys(plain))
+
+
 class Results(SphinxDirective):
-    """Read the file named in the argument and put its rows and their origin on the page."""
+    """Put the rows of the file named in the argument, and their origin, on the page."""
 
     required_arguments = 1
     option_spec = {"columns": directives.unchanged}
 
     def run(self):
         """The table and a line about its origin, or one line where nothing has been run."""
-        name = self.arguments[0]
-        path = Path(self.env.srcdir).parent / "mindeye2_lite" / "results" / f"{name}.json"
+        name = f"{self.arguments[0]}.json"
+        path = Path(self.env.srcdir).parent / "mindeye2_lite" / name
         self.env.note_dependency(str(path))
         if not path.is_file():
-            return [nodes.paragraph("", "", nodes.emphasis("", f"Not run yet: no {path.name}."))]
+            return [
+                nodes.paragraph("", "", nodes.emphasis("", f"Not run yet: there is no {name}."))
+            ]
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = records(content)
-        scalar = [key for row in rows for key, value in row.items() if not isinstance(value, dict)]
-        columns = [
-            word.strip() for word in self.options.get("columns", "").split(",") if word.strip()
-        ]
-        return [table(columns or list(dict.fromkeys(scalar)), rows), self._origin(name, content)]
-
-    def _origin(self, name: str, content: dict | list) -> nodes.paragraph:
+        wanted = [word.strip() for word in self.options.get("columns", "").split(",")]
         known = content if isinstance(content, dict) else {}
-        said = [f"{key} {shown(known[key])}" for key in ORIGIN if key in known]
-        text = ", ".join([f"From results/{name}.json", *said])
-        return nodes.paragraph("", "", nodes.emphasis("", f"{text}."))
+        said = [f"{key} {known[key]}" for key in ORIGIN if key in known]
+        origin = nodes.emphasis("", f"{', '.join([f'From {name}', *said])}.")
+        return [
+            table(list(filter(None, wanted)) or _columns(rows), rows),
+            nodes.paragraph("", "", origin),
+        ]
 
 
 def setup(app):
