@@ -1,9 +1,9 @@
 """The `results` directive: a table straight from a JSON file of the package.
 
-No measured number in the book is typed. A file holds what one command found, and beside it where it
-comes from (command, commit, profile, seed, device, seconds). Three forms are known: `rows`, a list of
-records; `found`, by piece and by measure a value with its interval; and records by name, as in the
-manifest of the weights. Where there is no file yet, the page says so.
+No measured number in the book is typed. A file holds what one command found, and beside it where
+it comes from (command, commit, profile, seed, device, seconds). Three forms are known: `rows`, a
+list of records; `found`, by piece and by measure a value with its interval; and records by name, as
+in the manifest of the weights. Where there is no file yet, the page says so.
 
     ```{results} results/miniatures
     :columns: name, measure, value
