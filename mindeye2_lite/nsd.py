@@ -281,7 +281,9 @@ def _read_tar(path: Path) -> np.ndarray:
 # -- numbers that say how good the data are --------------------------------------------------------
 
 
-def noise_ceiling(ncsnr: np.ndarray | Tensor, repeats: int = 3) -> np.ndarray | Tensor:
+def noise_ceiling(
+    ncsnr: float | np.ndarray | Tensor, repeats: int = 3
+) -> float | np.ndarray | Tensor:
     """Percent of variance that a perfect model could explain: 100 s² / (s² + 1/repeats).
 
     s = ncsnr, the deviation of the signal over that of the noise in single trials. Source: Allen

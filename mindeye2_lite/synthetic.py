@@ -12,9 +12,10 @@ numbers are choices. Behavior (answers, reaction times): choices. Read with note
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,7 @@ TRIALS, RUNS = 75, 12  # of a session
 SHOWN, SHARED = 1000, 100  # scenes per person; of these seen by all
 SHOWINGS = 3
 CLOSE, CONCENTRATION = 0.6, 4.0  # share of showings near the scene's center; how near
-FRESH = 120  # seconds after which a lock without a sign of life counts as left behind
+FRESH = 60  # seconds after which a lock without a sign of life counts as left behind
 ISOTROPIC = np.diag([1.8, 1.8, 1.8, 1]).astype(np.float64)  # mm per voxel, as func1pt8mm
 
 
@@ -93,8 +94,8 @@ def write_cohort(
     """Write the raw NSD tree of the synthetic cohort below `root`; returns `root`.
 
     The same seed gives the same files. `subjects` says whose betas are written, `scale` makes the
-    whole experiment smaller (.1: four sessions), `workers` is the number of processes (None: one
-    per core).
+    whole experiment smaller (.1: four sessions), `workers` is the number of processes that draw
+    (None: one per core).
     """
     root, subjects = Path(root), sorted(subjects)
     unknown = sorted(set(subjects) - set(SESSIONS))
@@ -102,22 +103,17 @@ def write_cohort(
         raise ValueError(f"subject {unknown} is unknown: the cohort has subjects 1 to 8")
     plan = design(seed, scale)
     cohort = scenes.sample(len(plan.coco), _scene_seed(seed))
-    with (
-        tqdm(total=len(subjects) + 1, desc="synthetic cohort", disable=not progress) as bar,
-        Parallel(n_jobs=workers or os.cpu_count(), return_as="generator_unordered") as parallel,
-    ):
-        pictures = _pictures(cohort, parallel)
+    with tqdm(total=len(subjects) + 2, desc="synthetic cohort", disable=not progress) as bar:
+        pictures = _pictures(cohort, workers or (os.cpu_count() if scale == 1 else 1))
+        bar.update()
         attributes = scenes.attributes(cohort)
         _write_stimuli(root, pictures, attributes)
         _write_captions(root, cohort, plan)
         _write_design(root, plan)
         seen = voxel_model.features(pictures, attributes)
         bar.update()
-        jobs = (
-            delayed(_write_subject)(root, s, plan, _of(seen, plan.shown[s - 1]), seed)
-            for s in subjects
-        )
-        for _ in parallel(jobs):
+        for subject in subjects:
+            _write_subject(root, subject, plan, _of(seen, plan.shown[subject - 1]), seed)
             bar.update()
     _write_provenance(root, seed, scale, subjects)
     return root
@@ -132,17 +128,10 @@ def _scene_seed(seed: int) -> int:
     return seed
 
 
-def _pictures(cohort: list[scenes.Scene], parallel: Parallel, block: int = 100) -> np.ndarray:
-    out = np.empty((len(cohort), 64, 64, 3), np.uint8)
-    starts = range(0, len(cohort), block)
-    jobs = (delayed(_render)(i, cohort[i : i + block]) for i in starts)
-    for start, pictures in parallel(jobs):
-        out[start : start + len(pictures)] = pictures
-    return out
-
-
-def _render(start: int, part: list[scenes.Scene]) -> tuple[int, np.ndarray]:
-    return start, scenes.render(part)
+def _pictures(cohort: list[scenes.Scene], workers: int, block: int = 100) -> np.ndarray:
+    """The pictures, drawn by several processes: nine tenths of the time that a cohort takes."""
+    parts = [cohort[i : i + block] for i in range(0, len(cohort), block)]
+    return np.concatenate(Parallel(workers)(delayed(scenes.render)(part) for part in parts))
 
 
 def _of(seen: voxel_model.Features, rows: np.ndarray) -> voxel_model.Features:
@@ -344,17 +333,16 @@ def open_cohort(config: Config | None = None, progress: bool = True) -> Path:
     """The root of the training layout that `nsd.Subject` reads.
 
     A synthetic cohort is made in the cache folder where it is missing or of an older version;
-    notebooks that start at once wait for the first. Real data are only looked for:
-    FileNotFoundError says in one line what is missing.
+    notebooks that start at once wait for the first. Data of your own in that folder are left as
+    they are. Real data are only looked for: FileNotFoundError says in one line what is missing.
     """
     config = config or Config.lite()
     root = paths.cohort(config.profile)
-    if config.data == "synthetic":
-        if not _complete(root):
-            _make(root, progress)
-        return root
-    wanted = ["betas_all_subj01_fp32_renorm.hdf5", "shared1000.npy", "wds"]
-    wanted += [f"coco_images_{config.image_size}_float16.hdf5", "brain_region_masks.hdf5"]
+    makes = config.data == "synthetic"
+    if makes and (_outdated(root) or not any(root.glob("betas_all_subj*"))):
+        _make(root, progress)
+    wanted = ["shared1000.npy", "wds", "brain_region_masks.hdf5"]
+    wanted += [f"coco_images_{config.image_size}_float16.hdf5"]
     missing = [name for name in wanted if not (root / name).exists()]
     if missing:
         raise FileNotFoundError(
@@ -373,51 +361,83 @@ def true_attributes(root: str | Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def _complete(root: Path) -> bool:
+def _outdated(root: Path) -> bool:
+    """Is this a synthetic cohort that another version of this file made?"""
     path = root / "provenance.json"
-    return path.exists() and json.loads(path.read_text())["version"] == VERSION
+    return path.exists() and json.loads(path.read_text())["version"] != VERSION
+
+
+def _complete(root: Path) -> bool:
+    return (root / "provenance.json").exists() and not _outdated(root)
 
 
 def _make(root: Path, progress: bool) -> None:
     """Write raw tree and training layout beside, then rename the whole folder into place."""
+    if root.exists() and any(root.iterdir()) and not _outdated(root):
+        raise FileExistsError(f"{root} has files that are not a synthetic cohort: move them away")
     beside = root.with_name(f".{root.name}.{os.getpid()}.part")
-    with _lock(root) as touch:
+    with _lock(root):
         if _complete(root):
             return
         try:
-            root.parent.mkdir(parents=True, exist_ok=True)
             write_cohort(beside / "raw", progress=progress)
-            touch()
             nsd.prepare(beside / "raw", beside, progress=progress)
-            shutil.rmtree(root, ignore_errors=True)  # of an older version
-            os.replace(beside, root)
+            _replace(beside, root)
         except OSError as error:
-            if not _complete(root):
-                raise OSError(
-                    f"cannot write {root}: {error.strerror or error}. "
-                    "Free 1 GB, or set MINDEYE2_LITE_CACHE to another folder"
-                ) from error
+            raise OSError(
+                f"cannot write {root}: {error.strerror or error}. "
+                "Free 1 GB, or set MINDEYE2_LITE_CACHE to another folder"
+            ) from error
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
 
+def _replace(beside: Path, root: Path) -> None:
+    """Rename, unless another process was faster; an older version goes first."""
+    if _complete(root):
+        return
+    shutil.rmtree(root, ignore_errors=True)
+    try:
+        os.replace(beside, root)
+    except OSError:
+        if not _complete(root):
+            raise
+
+
 @contextmanager
-def _lock(root: Path) -> Iterator:
+def _lock(root: Path) -> Iterator[None]:
     """Wait while another process makes the same cohort; a lock left behind is taken over."""
     lock = root.with_name(f".{root.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        try:
-            lock.mkdir()
-            break
-        except FileExistsError:
-            if _age(lock) > FRESH:
-                shutil.rmtree(lock, ignore_errors=True)
-            time.sleep(0.5)
+    while not _taken(lock):
+        if _age(lock) > FRESH:
+            shutil.rmtree(lock, ignore_errors=True)
+        time.sleep(0.2)
+    done = threading.Event()
+    threading.Thread(target=_sign_of_life, args=(lock, done), daemon=True).start()
     try:
-        yield lambda: os.utime(lock)
+        yield
     finally:
+        done.set()
         shutil.rmtree(lock, ignore_errors=True)
+
+
+def _taken(lock: Path) -> bool:
+    try:
+        lock.mkdir(parents=True)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise OSError(
+            f"cannot write to {lock.parent}: {error.strerror}. "
+            "Set MINDEYE2_LITE_CACHE to a folder with 1 GB free that you may write to"
+        ) from error
+
+
+def _sign_of_life(lock: Path, done: threading.Event) -> None:
+    while not done.wait(FRESH / 10):
+        with suppress(FileNotFoundError):
+            os.utime(lock)
 
 
 def _age(path: Path) -> float:

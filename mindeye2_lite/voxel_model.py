@@ -119,16 +119,17 @@ def _maps(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _early(images: torch.Tensor) -> torch.Tensor:
     """(n, 15, GRID, GRID): energy, 3 scales x 4 orientations; lightness, red-green, blue-yellow."""
-    pool = torch.nn.functional.adaptive_avg_pool2d
+    side = images.shape[-1]
+    pool = torch.nn.functional.avg_pool2d
     red, green, blue = images.unbind(1)
     light, out = images.mean(1, keepdim=True), []
     for level in range(3):  # wavelengths 4, 8, 16 pixels: about 2, 1, .5 cycles per degree
-        shrunk = pool(light, images.shape[-1] // 2**level)
+        shrunk = pool(light, 2**level)
         parts = torch.nn.functional.conv2d(shrunk, _gabors(), padding=4).square()
         energy = (parts[:, 0::2] + parts[:, 1::2]).sqrt()
-        out.append(pool(energy, GRID))
+        out.append(pool(energy, side // 2**level // GRID))
     colors = [light[:, 0], red - green, blue - (red + green) / 2]
-    out.append(pool(torch.stack(colors, 1), GRID))
+    out.append(pool(torch.stack(colors, 1), side // GRID))
     return torch.cat(out, 1)
 
 
@@ -154,7 +155,7 @@ def _middle(images: torch.Tensor) -> torch.Tensor:
     first, second = (w - w.mean((1, 2, 3), keepdim=True) for w in (first, second))
     x = torch.relu(torch.nn.functional.conv2d(images, first / 9, stride=2, padding=2))
     x = torch.relu(torch.nn.functional.conv2d(x, second / 15, stride=2, padding=1))
-    return torch.nn.functional.adaptive_avg_pool2d(x, 4)
+    return torch.nn.functional.avg_pool2d(x, x.shape[-1] // 4)
 
 
 def _principal(values: np.ndarray) -> np.ndarray:

@@ -1,0 +1,467 @@
+"""Preparation changes files, not data; what is held out stays unknown; bad input says so."""
+
+import shutil
+from functools import cached_property
+
+import h5py
+import nibabel
+import numpy as np
+import pytest
+import torch
+import webdataset
+
+from mindeye2_lite import nsd, nsd_raw, synthetic
+from mindeye2_lite.nsd import Images, Subject, Trials, prepare
+
+FOLDER = "func1pt8mm/betas_fithrf_GLMdenoise_RR"
+
+
+class Tree:
+    """A raw tree of four short sessions of one person, and what is in it."""
+
+    def __init__(self, root):
+        self.root = root
+        self.roi = root / "nsddata/ppdata/subj01/func1pt8mm/roi"
+
+    def session(self, number):
+        return self.root / f"nsddata_betas/ppdata/subj01/{FOLDER}/betas_session{number:02d}.hdf5"
+
+    @cached_property
+    def mask(self):
+        return np.asarray(nibabel.load(self.roi / "nsdgeneral.nii.gz").dataobj) == 1
+
+    def betas(self, number):
+        with h5py.File(self.session(number)) as file:
+            return file["betas"][:].transpose(0, 3, 2, 1)[:, self.mask]
+
+
+@pytest.fixture
+def tree(small_raw):
+    return Tree(small_raw)
+
+
+@pytest.fixture
+def root(small_root):
+    return small_root
+
+
+@pytest.fixture
+def copy(tree, tmp_path):
+    """A raw tree that a test may damage."""
+    shutil.copytree(tree.root, tmp_path / "raw")
+    return Tree(tmp_path / "raw")
+
+
+@pytest.fixture
+def subject(root):
+    return Subject(root, 1)
+
+
+# -- the layout ------------------------------------------------------------------------------------
+
+
+def test_the_training_layout_has_the_released_names(root):
+    names = {p.name for p in root.iterdir()}
+    assert {
+        "betas_all_subj01_fp32_renorm.hdf5",
+        "coco_images_64_float16.hdf5",
+        "COCO_73k_subj_indices.hdf5",
+        "brain_region_masks.hdf5",
+        "shared1000.npy",
+        "captions.json",
+        "wds",
+    } <= names
+    assert not [name for name in names if name.endswith(".part")]
+    tars = root / "wds/subj01"
+    assert sorted(p.name for p in (tars / "train").iterdir()) == [f"{i}.tar" for i in range(4)]
+    assert (tars / "new_test/0.tar").exists() and (tars / "test/0.tar").exists()
+
+
+def test_every_raw_beta_can_be_recovered(tree, root, subject):
+    mean, std = subject.session_statistics
+    with h5py.File(root / "betas_all_subj01_fp32_renorm.hdf5") as file:
+        scaled = file["betas"][:]
+    assert scaled.shape == (300, 983) and scaled.dtype == np.float32
+    for session in range(4):
+        recovered = scaled[75 * session : 75 * (session + 1)] * std[session] + mean[session]
+        assert (np.rint(recovered * 300) == tree.betas(session + 1)).all()
+
+
+def test_int16_rounds_by_less_than_one_percent_of_a_voxels_deviation(subject):
+    _, std = subject.session_statistics
+    assert (0.5 / 300 / std).max() < 0.01
+
+
+def test_each_session_is_scaled_by_its_training_trials(subject):
+    train = subject.train()
+    for session in range(1, 5):
+        voxels = train.voxels[train.session == session]
+        torch.testing.assert_close(voxels.mean(0), torch.zeros(983), atol=1e-4, rtol=0)
+        torch.testing.assert_close(voxels.std(0, correction=0), torch.ones(983), atol=1e-3, rtol=0)
+
+
+def test_webdataset_reads_the_records(root):
+    path = str(root / "wds/subj01/train/0.tar")
+    samples = list(webdataset.WebDataset(path, shardshuffle=False).decode())
+    assert [s["__key__"] for s in samples[:2]] == ["sample000000000", "sample000000001"]
+    shapes = {name: value.shape for name, value in samples[0].items() if name.endswith("npy")}
+    assert shapes == {
+        "behav.npy": (1, 17),
+        "past_behav.npy": (15, 17),
+        "future_behav.npy": (15, 17),
+        "olds_behav.npy": (3, 17),
+    }
+    assert samples[0]["behav.npy"].dtype == np.float64
+
+
+def test_sample_keys_count_on_over_sessions(root):
+    def keys(i):
+        dataset = webdataset.WebDataset(str(root / f"wds/subj01/train/{i}.tar"), shardshuffle=False)
+        return [sample["__key__"] for sample in dataset]
+
+    first, second = keys(0), keys(1)
+    assert int(second[0].removeprefix("sample")) == int(first[-1].removeprefix("sample")) + 1
+
+
+def test_records_know_their_neighbors_nearest_first(root):
+    path = str(root / "wds/subj01/train/1.tar")
+    samples = list(webdataset.WebDataset(path, shardshuffle=False).decode())
+    for sample in (samples[0], samples[30], samples[-1]):
+        trial = sample["behav.npy"][0, nsd_raw.GLOBAL_TRIAL]
+        past = sample["past_behav.npy"][:, nsd_raw.GLOBAL_TRIAL]
+        future = sample["future_behav.npy"][:, nsd_raw.GLOBAL_TRIAL]
+        assert (past[past >= 0] == trial - 1 - np.arange((past >= 0).sum())).all()
+        assert (future[future >= 0] == trial + 1 + np.arange((future >= 0).sum())).all()
+        assert (past[past >= 0] >= 75).all() and (future < 150).all()  # the same session only
+        olds = sample["olds_behav.npy"]
+        assert (olds[:2, nsd_raw.IMAGE] == sample["behav.npy"][0, nsd_raw.IMAGE]).all()
+        assert trial not in olds[:, nsd_raw.GLOBAL_TRIAL]
+        assert (olds[2] == -1).all()
+
+
+def test_images_are_the_stimuli(tree, subject):
+    with h5py.File(tree.root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5") as file:
+        bricks = file["imgBrick"][:]
+    ids = [5, 2, 5]
+    images = subject.images[ids]
+    assert images.shape == (3, 3, 64, 64) and images.dtype == torch.float32
+    expected = torch.from_numpy(bricks[ids]).permute(0, 3, 1, 2).float() / 255
+    torch.testing.assert_close(images, expected, atol=3e-4, rtol=0)
+    assert len(subject.images) == len(bricks) == 730
+
+
+def test_larger_stimuli_are_made_smaller(tree, tmp_path):
+    out = prepare(tree.root, tmp_path, progress=False, image_size=32)
+    assert Images(out / "coco_images_32_float16.hdf5")[[0]].shape == (1, 3, 32, 32)
+
+
+def test_regions_cover_the_mask(subject):
+    parts = ("V1", "V2", "V3", "V4", "higher_vis")
+    assert sum(subject.rois[name].sum() for name in parts) == subject.num_voxels == 983
+    assert subject.rois["nsd_general"].all()
+    streams = sum(subject.rois[name].sum() for name in ("ventral", "lateral", "parietal"))
+    assert streams == subject.rois["higher_vis"].sum()
+
+
+def test_captions_belong_to_the_picture(root, subject):
+    from mindeye2_lite import scenes
+
+    kinds = synthetic.true_attributes(root)["kind"]
+    for image in (0, 17, 729):
+        captions = subject.captions(image)
+        assert len(captions) == 5
+        assert all(scenes.KINDS[kinds[image]] in caption for caption in captions)
+
+
+def test_session_lengths_come_from_the_files(copy, tmp_path):
+    path = copy.root / "nsddata/ppdata/subj01/behav/responses.tsv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:16] + lines[26:]))  # session 1 lost trials 16 to 25
+    with h5py.File(copy.session(1), "a") as file:
+        kept = np.delete(file["betas"][:], np.s_[15:25], axis=0)
+        del file["betas"]
+        file["betas"] = kept
+    subject = Subject(prepare(copy.root, tmp_path / "out", progress=False), 1)
+    train, test = subject.train(), subject.test()
+    assert len(train) + len(test) == 290
+    assert sorted(torch.cat([train.behavior, test.behavior])[:, 5].tolist()) == list(range(290))
+
+
+# -- splits ----------------------------------------------------------------------------------------
+
+
+def test_training_and_test_share_no_image(root, subject):
+    train, test = subject.train(), subject.test()
+    assert not set(train.image_ids.tolist()) & set(test.image_ids.tolist())
+    assert len(train) + len(test) == 300
+    shared = np.load(root / "shared1000.npy")
+    assert shared[test.image_id].all() and not shared[train.image_id].any()
+    assert shared.sum() == 10 and len(shared) == 730
+
+
+def test_fewer_sessions_are_the_first_ones(subject):
+    one, two, everything = subject.train(1), subject.train(2), subject.train()
+    assert set(one.session.tolist()) == {1} and set(two.session.tolist()) == {1, 2}
+    torch.testing.assert_close(two.voxels[: len(one)], one.voxels)
+    torch.testing.assert_close(everything.voxels[: len(two)], two.voxels)
+
+
+def test_the_test_set_never_changes(subject):
+    sets = [subject.test(k, normalize=n) for k in (1, 2, None) for n in ("sessions", "all")]
+    for other in sets[1:]:
+        assert torch.equal(other.image_id, sets[0].image_id)
+        assert torch.equal(other.behavior, sets[0].behavior)
+
+
+def test_the_old_test_split_ends_three_sessions_earlier(subject):
+    old, new = subject.test(split="test"), subject.test()
+    assert set(old.session.tolist()) == {1} and len(old) == int((new.session == 1).sum())
+
+
+def test_repeats_count_showings(subject):
+    train = subject.train()
+    for image in train.image_ids[:20]:
+        here = train.repeat[train.image_id == image]
+        assert here.tolist() == list(range(len(here)))
+
+
+def test_missing_repeats_are_filled_by_the_first():
+    ids = torch.tensor([7, 3, 7, 5, 3, 7, 7])
+    voxels = torch.arange(7.0)[:, None]
+    trials = Trials(voxels, ids, ids * 0, ids * 0, torch.zeros(7, 17, dtype=torch.float64))
+    # image 3 was trials 1 and 4, image 5 trial 3, image 7 trials 0, 2, 5, 6
+    assert trials.repeats()[:, :, 0].tolist() == [[1, 1, 4], [3, 3, 3], [0, 2, 5]]
+
+
+# -- honesty ---------------------------------------------------------------------------------------
+
+
+def changed(tree, session, rows):
+    """The same raw betas, but for some trials of a session, far off."""
+    with h5py.File(tree.session(session), "a") as file:
+        file["betas"][rows] = file["betas"][rows] * 3 + 500
+
+
+def test_test_trials_have_no_say_in_training_data(copy, subject, tmp_path):
+    test = subject.test()
+    row = int(test.behavior[test.session == 1][0, nsd_raw.GLOBAL_TRIAL])
+    changed(copy, 1, row)
+    other = Subject(prepare(copy.root, tmp_path / "out", progress=False), 1)
+    assert torch.equal(other.train(1).voxels, subject.train(1).voxels)
+    assert not torch.equal(other.test(1).voxels, test.voxels)
+
+
+def test_unused_sessions_have_no_say_in_one_session_of_training(copy, subject, tmp_path):
+    """Only the test trials of session 4 itself may move, and linearly in their own raw betas."""
+    test = subject.test(1)
+    train_rows = [t for t in range(75) if 225 + t not in test.behavior[:, nsd_raw.GLOBAL_TRIAL]]
+    changed(copy, 4, train_rows)
+    other = Subject(prepare(copy.root, tmp_path / "out", progress=False), 1)
+    assert torch.equal(other.train(1).voxels, subject.train(1).voxels)
+    torch.testing.assert_close(other.test(1).voxels, test.voxels, atol=1e-3, rtol=1e-3)
+    late = test.session == 4
+    official = other.test(1, normalize="all").voxels[late]
+    assert (official - subject.test(1, normalize="all").voxels[late]).abs().max() > 0.5
+
+
+def test_later_sessions_are_scaled_by_the_known_ones(tree, subject):
+    train, test = subject.train(2), subject.test(2)
+    known = np.concatenate([tree.betas(1), tree.betas(2)])[train.behavior[:, 5].long()] / 300
+    later = test.session > 2
+    raw = np.concatenate([tree.betas(n) for n in (1, 2, 3, 4)])[test.behavior[:, 5].long()] / 300
+    expected = torch.from_numpy((raw - known.mean(0)) / known.std(0)).float()
+    torch.testing.assert_close(test.voxels[later], expected[later], atol=1e-3, rtol=1e-3)
+    own = subject.test(2, normalize="all")
+    assert torch.equal(own.voxels[~later], test.voxels[~later])
+    assert not torch.equal(own.voxels[later], test.voxels[later])
+
+
+# -- statistics ------------------------------------------------------------------------------------
+
+
+def test_noise_ceiling_is_nsds_formula():
+    assert nsd.noise_ceiling(np.array(1.0), repeats=1) == 50
+    assert nsd.noise_ceiling(np.array(1 / np.sqrt(3)), repeats=3) == pytest.approx(50)
+
+
+def simulated(ncsnr, images=400, repeats=3, voxels=40):
+    generator = torch.Generator().manual_seed(0)
+    signal = ncsnr * torch.randn(images, 1, voxels, generator=generator)
+    values = signal + torch.randn(images, repeats, voxels, generator=generator)
+    ids = torch.arange(images).repeat_interleave(repeats)
+    repeat = torch.arange(repeats).repeat(images)
+    behavior = torch.zeros(len(ids), 17, dtype=torch.float64)
+    return Trials(values.flatten(0, 1), ids, repeat, ids * 0 + 1, behavior)
+
+
+@pytest.mark.parametrize("ncsnr", [0.3, 1.0])
+def test_ncsnr_is_found_again_where_it_is_known(ncsnr):
+    assert np.median(nsd.estimate_ncsnr(simulated(ncsnr))) == pytest.approx(ncsnr, abs=0.05)
+
+
+def test_reliability_is_the_share_of_signal_variance():
+    assert nsd.reliability(simulated(1.0)).mean() == pytest.approx(0.5, abs=0.03)
+    assert abs(nsd.reliability(simulated(0.0)).mean()) < 0.03
+
+
+def test_ncsnr_of_the_data_is_close_to_the_one_written(subject):
+    estimate = nsd.estimate_ncsnr(subject.train())
+    assert np.median(estimate) == pytest.approx(np.median(subject.ncsnr), abs=0.06)
+    assert np.corrcoef(estimate, subject.ncsnr)[0, 1] > 0.7
+
+
+def test_regions_sessions_and_behavior_have_summaries(subject):
+    table = nsd.by_region(subject.ncsnr, subject.rois)
+    assert table.voxels["nsd_general"] == 983 and (table["lower quartile"] < table["median"]).all()
+    drift = nsd.session_drift(subject)
+    assert drift["mean"].shape == drift["gain"].shape == (4, 983)
+    assert 0.05 < drift["mean"].std() < 0.5
+    summary = nsd.behavior_summary(subject.train())
+    assert list(summary.index) == [1, 2, 3, 4]
+    assert (summary["hits"] > summary["false alarms"]).all()
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+def fails(error, match, call, out):
+    """The call fails in one line, and leaves no betas and nothing half-written in `out`."""
+    with pytest.raises(error, match=match) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    if out.exists():
+        left = [p.name for p in out.rglob("*")]
+        assert not [n for n in left if n.endswith(".part") or n.startswith("betas_all")], left
+
+
+def test_a_session_with_too_few_trials_is_named(copy, tmp_path):
+    with h5py.File(copy.session(2), "a") as file:
+        kept = file["betas"][:60]
+        del file["betas"]
+        file["betas"] = kept
+    out = tmp_path / "out"
+    match = r"betas_session02.hdf5 is cut short.* 75 trials.* \(60, 16, 20, 22\)"
+    fails(ValueError, match, lambda: prepare(copy.root, out, progress=False), out)
+
+
+def test_a_truncated_file_is_named(copy, tmp_path):
+    content = copy.session(3).read_bytes()
+    copy.session(3).write_bytes(content[: len(content) // 2])
+    out = tmp_path / "out"
+    match = r"betas_session03.hdf5 is cut short"
+    fails(ValueError, match, lambda: prepare(copy.root, out, progress=False), out)
+
+
+def test_damaged_chunks_are_found_and_leave_nothing(copy, tmp_path):
+    content = bytearray(copy.session(3).read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 2000] = bytes(2000)
+    copy.session(3).write_bytes(bytes(content))
+    out = tmp_path / "out"
+    match = r"betas_session03.hdf5 is (damaged|cut short)"
+    fails(ValueError, match, lambda: prepare(copy.root, out, progress=False), out)
+
+
+def test_a_mask_of_another_shape_is_named(copy, tmp_path):
+    image = nibabel.Nifti1Image(np.ones((22, 20, 15), np.int16), np.eye(4))
+    nibabel.save(image, copy.roi / "nsdgeneral.nii.gz")
+    out = tmp_path / "out"
+    match = r"has volumes \(16, 20, 22\), nsdgeneral has \(15, 20, 22\)"
+    fails(ValueError, match, lambda: prepare(copy.root, out, progress=False), out)
+
+
+def test_missing_files_are_named(copy, tmp_path):
+    out = tmp_path / "out"
+    copy.session(2).unlink()
+    match = r"betas_session02.hdf5 is missing"
+    fails(FileNotFoundError, match, lambda: prepare(copy.root, out, progress=False), out)
+    match = r"is .* the root of an NSD tree\?"
+    fails(FileNotFoundError, match, lambda: prepare(tmp_path / "none", out, progress=False), out)
+    match = r"no subject \[5\].*there are \[1\]"
+    fails(FileNotFoundError, match, lambda: prepare(copy.root, out, [5], progress=False), out)
+
+
+def test_a_stopped_preparation_goes_on(tree, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nsd_raw, "_normalized", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tree.root, tmp_path, progress=False)
+    assert not list(tmp_path.glob("betas_all*")) and not list(tmp_path.rglob("*.part"))
+    prepare(tree.root, tmp_path, progress=False)
+    before = (tmp_path / "betas_all_subj01_fp32_renorm.hdf5").stat().st_mtime_ns
+    prepare(tree.root, tmp_path, progress=False)
+    assert (tmp_path / "betas_all_subj01_fp32_renorm.hdf5").stat().st_mtime_ns == before
+
+
+def test_a_session_that_does_not_exist_names_those_that_do(subject):
+    for call in (subject.train, subject.test):
+        for asked in (0, 5):
+            with pytest.raises(ValueError, match=rf"sessions 1 to 4; asked for {asked}"):
+                call(asked)
+
+
+def test_wrong_words_are_named(subject):
+    with pytest.raises(ValueError, match="normalize 'mine' is unknown: choose sessions or all"):
+        subject.train(normalize="mine")
+    with pytest.raises(ValueError, match="split 'mine' is unknown"):
+        subject.test(split="mine")
+    with pytest.raises(ValueError, match="has images 0 to 729; asked for 730"):
+        subject.images[[730]]
+
+
+def test_a_wrong_subject_names_those_that_are_there(root, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no subject 2 in .*: there are \[1\]"):
+        Subject(root, 2)
+    with pytest.raises(FileNotFoundError, match="run nsd.prepare"):
+        Subject(tmp_path, 1)
+
+
+@pytest.fixture
+def prepared(root, tmp_path):
+    shutil.copytree(root, tmp_path / "prepared")
+    return tmp_path / "prepared"
+
+
+def edit_betas(root, change):
+    with h5py.File(root / "betas_all_subj01_fp32_renorm.hdf5", "a") as file:
+        betas = change(file["betas"][:])
+        del file["betas"]
+        file["betas"] = betas
+
+
+def test_prepared_betas_cut_short_are_named(prepared):
+    edit_betas(prepared, lambda betas: betas[:200])
+    with pytest.raises(
+        ValueError, match=r"cut short: expected at least .*found shape \(200, 983\)"
+    ):
+        Subject(prepared, 1)
+
+
+def test_prepared_betas_of_another_mask_are_named(prepared):
+    edit_betas(prepared, lambda betas: betas[:, :900])
+    with pytest.raises(ValueError, match="has 983 voxels, but .* has 900"):
+        Subject(prepared, 1)
+
+
+def test_a_truncated_prepared_file_is_named(prepared):
+    path = prepared / "betas_all_subj01_fp32_renorm.hdf5"
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(ValueError, match="subj01_fp32_renorm.hdf5 is cut short"):
+        Subject(prepared, 1)
+    tar = prepared / "wds/subj01/train/3.tar"
+    tar.write_bytes(tar.read_bytes()[:1000])
+
+
+def test_released_files_are_read_without_our_additions(prepared):
+    with h5py.File(prepared / "betas_all_subj01_fp32_renorm.hdf5", "a") as file:
+        for name in ("session_mean", "session_std", "session_trials", "ncsnr"):
+            del file[name]
+    subject = Subject(prepared, 1)
+    assert len(subject.train(1)) + len(subject.test(1, normalize="all")) > 75
+    with pytest.raises(ValueError, match='no session_mean.*normalize="all"'):
+        subject.test(1)
+    with pytest.raises(ValueError, match="has no 'ncsnr'"):
+        _ = subject.ncsnr
