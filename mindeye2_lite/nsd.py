@@ -278,6 +278,33 @@ def _read_tar(path: Path) -> np.ndarray:
     return np.concatenate(rows) if rows else np.empty((0, len(COLUMNS)))
 
 
+# What is known of the real data, to set beside a cohort's numbers: (what, values, source).
+PUBLISHED = (
+    (
+        "voxels of nsdgeneral, subjects 1 to 8",
+        (15724, 14278, 15226, 13153, 13039, 17907, 12682, 14386),
+        "MindEye2's released betas",
+    ),
+    ("sessions, subjects 1 to 8", (40, 40, 32, 30, 40, 32, 40, 30), "Allen et al. 2022"),
+    (
+        "mean ncsnr over cortex, subjects 1 to 7",
+        (0.1637, 0.1654, 0.1201, 0.1226, 0.1685, 0.1606, 0.1281),
+        "NSD's ncsnr.nii.gz (b3, 1.8 mm), as reported in cvnlab/nsddatapaper issue 1",
+    ),
+    (
+        "largest ncsnr, subjects 1 to 7",
+        (1.4188, 1.3350, 1.2693, 1.3528, 1.6371, 1.1553, 1.1764),
+        "the same",
+    ),
+    ("mean ncsnr", (0.260,), "Allen et al. 2022, as quoted in the same issue; region not given"),
+    (
+        "median ceiling at three trials, V1, V2, V4 and ventral stream, percent: volume, surface",
+        (24.2, 36.2),
+        "Allen2022 notebooks of brain-score/vision",
+    ),
+)
+
+
 # -- numbers that say how good the data are --------------------------------------------------------
 
 

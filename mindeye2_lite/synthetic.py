@@ -9,6 +9,7 @@ Spacing of repeats: every scene has a center on a circle of trials, each showing
 numbers are choices. Behavior (answers, reaction times): choices. Read with notebook 01.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -30,7 +31,7 @@ from tqdm.auto import tqdm
 from mindeye2_lite import nsd, nsd_raw, paths, scenes, voxel_model
 from mindeye2_lite.config import Config
 
-VERSION = 1  # a cohort of another version in the cache is made anew
+VERSION = 1  # of the voxels; a cohort of another version in the cache is made anew
 NOTE = "synthetic cohort: a model of an experiment, not data about brains"
 SESSIONS = {1: 40, 2: 40, 3: 32, 4: 30, 5: 40, 6: 32, 7: 40, 8: 30}
 TRIALS, RUNS = 75, 12  # of a session
@@ -221,7 +222,8 @@ def _stimulus_table(plan: Design, shared: np.ndarray) -> pd.DataFrame:
 
 
 def _write_provenance(root: Path, seed: int, scale: float, subjects: list[int]) -> None:
-    content = {"note": NOTE, "version": VERSION, "seed": seed, "scale": scale, "subjects": subjects}
+    content = {"note": NOTE, "version": _version(), "seed": seed, "scale": scale}
+    content["subjects"] = subjects
     (root / "provenance.json").write_text(json.dumps(content, indent=1))
 
 
@@ -361,10 +363,16 @@ def true_attributes(root: str | Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
+def _version() -> str:
+    """Changes when the scenes look different or VERSION says that the voxels do."""
+    look = scenes.render(scenes.sample(4, seed=0))
+    return f"{VERSION}-{hashlib.sha256(look.tobytes()).hexdigest()[:12]}"
+
+
 def _outdated(root: Path) -> bool:
-    """Is this a synthetic cohort that another version of this file made?"""
+    """Is this a synthetic cohort that another version of this package made?"""
     path = root / "provenance.json"
-    return path.exists() and json.loads(path.read_text())["version"] != VERSION
+    return path.exists() and json.loads(path.read_text())["version"] != _version()
 
 
 def _complete(root: Path) -> bool:

@@ -260,6 +260,18 @@ def test_two_notebooks_at_once_make_one_cohort(cache):
     assert "not data about brains" in json.loads((roots[0] / "provenance.json").read_text())["note"]
 
 
+def test_a_cohort_of_other_scenes_is_made_anew(cache, monkeypatch):
+    _, calls = cache
+    root = synthetic.open_cohort(progress=False)
+    synthetic.open_cohort(progress=False)
+    assert len(calls) == 1
+    path = root / "provenance.json"
+    path.write_text(path.read_text().replace('"version": "1-', '"version": "0-'))
+    (root / "leftover").touch()
+    synthetic.open_cohort(progress=False)
+    assert len(calls) == 2 and not (root / "leftover").exists()
+
+
 def test_a_failed_writing_leaves_nothing_behind(cache, monkeypatch):
     folder, _ = cache
 
