@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mindeye2_lite.low_level import GRID_CHANNELS, Upsampler, features_projector
+from mindeye2_lite.low_level import GRID_CHANNELS, WIDTHS, Upsampler, features_projector
 
 KINDS = ("released", "residual")
 DROPOUT, LOW_LEVEL_DROPOUT = 0.15, 0.3
@@ -52,6 +52,7 @@ class Backbone(nn.Module):
         blocks: int = 4,
         latent_size: int | None = None,
         aux_dim: int = 512,
+        widths: tuple[int, int, int] = WIDTHS,
     ):
         super().__init__()
         if kind not in KINDS:
@@ -66,15 +67,17 @@ class Backbone(nn.Module):
         self.backbone_linear = nn.Linear(hidden, tokens * dim)
         self.clip_proj = _projector(dim)
         if latent_size is not None:
-            self._add_low_level_head(hidden, latent_size, aux_dim)
+            self._add_low_level_head(hidden, latent_size, aux_dim, widths)
 
-    def _add_low_level_head(self, hidden: int, latent_size: int, aux_dim: int) -> None:
+    def _add_low_level_head(
+        self, hidden: int, latent_size: int, aux_dim: int, widths: tuple[int, int, int]
+    ) -> None:
         if latent_size % 4:
             raise ValueError(f"latent_size must be a multiple of 4, got {latent_size}")
         self.blin1 = nn.Linear(hidden, GRID_CHANNELS * (latent_size // 4) ** 2)
         self.bdropout = nn.Dropout(LOW_LEVEL_DROPOUT)
         self.bnorm = nn.GroupNorm(1, GRID_CHANNELS)
-        self.bupsampler = Upsampler(GRID_CHANNELS, 4)
+        self.bupsampler = Upsampler(GRID_CHANNELS, 4, widths)
         self.b_maps_projector = features_projector(aux_dim)
 
     def forward(self, latent: Float[Tensor, "batch hidden"]) -> Output:

@@ -37,6 +37,7 @@ class Config:
     hidden: int = 4096  # width of the shared latent (paper 2.1)
     backbone: str = "released"  # or "residual", the paper's words (book/differences.md)
     low_level: bool = True
+    low_level_widths: tuple[int, int, int] = (32, 64, 128)  # channels of the head's upsampler
     prior_depth: int = 6
     prior_dim_head: int = 52
     # training (paper 2.5, released code)
@@ -68,6 +69,7 @@ class Config:
             teacher="mini-vicreg",
             aux_dim=64,
             hidden=256,
+            low_level_widths=(32, 32, 64),
             prior_depth=3,
             prior_dim_head=32,
             max_steps=1500,

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 GRID_CHANNELS = 64
+WIDTHS = (32, 64, 128)  # channels at full, half and quarter size
 GROUPS, EPS = 32, 1e-6  # of every norm in the upsampler, as in diffusers' VAE
 
 
@@ -21,17 +22,23 @@ class Upsampler(nn.Module):
     """A VAE decoder's shape at a small size: (batch, 64, g, g) -> (batch, 4, 4g, 4g).
 
     Official: diffusers' `vae.Decoder` with widths (32, 64, 128). Ours needs torch only and has
-    the same names of parameters.
+    the same names of parameters. Widths must be multiples of 32.
     """
 
-    def __init__(self, in_channels: int = GRID_CHANNELS, out_channels: int = 4):
+    def __init__(
+        self,
+        in_channels: int = GRID_CHANNELS,
+        out_channels: int = 4,
+        widths: tuple[int, int, int] = WIDTHS,
+    ):
         super().__init__()
-        self.conv_in = _conv3(in_channels, 128)
-        blocks = [(128, 128, True), (128, 64, True), (64, 32, False)]
+        full, half, quarter = widths
+        self.conv_in = _conv3(in_channels, quarter)
+        blocks = [(quarter, quarter, True), (quarter, half, True), (half, full, False)]
         self.up_blocks = nn.ModuleList(UpBlock(*block) for block in blocks)
-        self.mid_block = MidBlock(128)
-        self.conv_norm_out = nn.GroupNorm(GROUPS, 32, eps=EPS)
-        self.conv_out = _conv3(32, out_channels)
+        self.mid_block = MidBlock(quarter)
+        self.conv_norm_out = nn.GroupNorm(GROUPS, full, eps=EPS)
+        self.conv_out = _conv3(full, out_channels)
 
     def forward(
         self, grid: Float[Tensor, "batch channels g g"]

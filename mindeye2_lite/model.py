@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mindeye2_lite import paths
 from mindeye2_lite.backbone import Backbone, Output
 from mindeye2_lite.config import Config
-from mindeye2_lite.low_level import GRID_CHANNELS
+from mindeye2_lite.low_level import GRID_CHANNELS, WIDTHS
 from mindeye2_lite.prior import DiffusionPrior
 from mindeye2_lite.ridge import SharedSubjectRidge
 
@@ -46,12 +46,13 @@ class MindEye2(nn.Module):
         blocks: int = 4,
         latent_size: int | None = None,
         aux_dim: int = 512,
+        low_level_widths: tuple[int, int, int] = WIDTHS,
         prior_depth: int = 6,
         prior_dim_head: int = 52,
         timesteps: int = 100,
     ):
         super().__init__()
-        head = {"latent_size": latent_size, "aux_dim": aux_dim}
+        head = {"latent_size": latent_size, "aux_dim": aux_dim, "widths": low_level_widths}
         self.ridge = SharedSubjectRidge(num_voxels, hidden)
         self.backbone = Backbone(hidden, tokens, dim, kind=backbone, blocks=blocks, **head)
         self.diffusion_prior = DiffusionPrior(
@@ -72,6 +73,7 @@ class MindEye2(nn.Module):
                 backbone=config.backbone,
                 latent_size=config.latent_size if config.low_level else None,
                 aux_dim=config.aux_dim,
+                low_level_widths=config.low_level_widths,
                 prior_depth=config.prior_depth,
                 prior_dim_head=config.prior_dim_head,
             )
@@ -146,7 +148,7 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     try:
         wide, hidden = state["backbone.backbone_linear.weight"].shape
         dim = len(state["backbone.clip_proj.0.weight"])
-        sizes = {
+        return {
             "hidden": hidden,
             "dim": dim,
             "tokens": wide // dim,
@@ -155,18 +157,22 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
             "prior_depth": _count(state, layer),
             "prior_dim_head": state[f"{layer}.0.0.null_kv"].shape[1],
             "timesteps": len(state["diffusion_prior.noise_scheduler.betas"]),
-        }
+        } | _low_level_sizes(state)
     except KeyError as error:
         raise ValueError(f"these are not the weights of a MindEye2: there is no {error}") from error
-    return sizes | _low_level_sizes(state)
 
 
-def _low_level_sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
+def _low_level_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if "backbone.blin1.weight" not in state:
         return {}
     side = round((len(state["backbone.blin1.weight"]) / GRID_CHANNELS) ** 0.5)
-    aux_dim = len(state["backbone.b_maps_projector.6.weight"])
-    return {"latent_size": 4 * side, "aux_dim": aux_dim}
+    upsampler = "backbone.bupsampler"
+    ends = ("conv_norm_out.weight", "up_blocks.1.resnets.0.conv1.weight", "conv_in.weight")
+    return {
+        "latent_size": 4 * side,
+        "aux_dim": len(state["backbone.b_maps_projector.6.weight"]),
+        "low_level_widths": tuple(len(state[f"{upsampler}.{end}"]) for end in ends),
+    }
 
 
 def _named_voxels(state: Mapping[str, Tensor], subjects: Sequence[int] | None) -> dict[int, int]:
