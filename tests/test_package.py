@@ -125,6 +125,12 @@ def test_a_profile_is_a_set_of_sizes_and_never_a_code_path(path):
     assert path.stem == "config" or compared == []
 
 
+def test_the_readme_has_a_line_for_every_module():
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What lies where")[2]
+    named = set(re.findall(r"\b(\w+)\.py\b", tree))
+    assert named == {path.stem for path in MODULES}
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """The package built from a copy, so that nothing is left in the clone."""
