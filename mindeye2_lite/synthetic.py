@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from mindeye2_lite import nsd, nsd_raw, paths, scenes, voxel_model
 from mindeye2_lite.config import Config
 
-VERSION = 1  # of the voxels; a cohort of another version in the cache is made anew
+VERSION = 2  # of the voxels; a cohort of another version in the cache is made anew
 NOTE = "synthetic cohort: a model of an experiment, not data about brains"
 SESSIONS = {1: 40, 2: 40, 3: 32, 4: 30, 5: 40, 6: 32, 7: 40, 8: 30}
 TRIALS, RUNS = 75, 12  # of a session

@@ -11,7 +11,7 @@ dimensions that all people share. It is a model of an experiment, not data about
 | field of view | 8.4 degrees | Allen et al. 2022 |
 | receptive field size, exponent | `FIELDS` | choice, in the order of Kay et al. 2013: V1 to hV4 larger and more compressive |
 | median ncsnr | .30 | choice between .26 (Allen et al. 2022, as quoted in cvnlab/nsddatapaper issue 1) and .33 (a ceiling of 24.2% at three trials, median of volume voxels of V1, V2, V4 and ventral stream, measured by brain-score's Allen2022 notebooks) |
-| spread of ncsnr | Weibull, shape 1.8 | choice; its largest values, about 1.4, are those of NSD's maps (1.15 to 1.64, same issue) |
+| spread of ncsnr | Weibull, shape 1.8 | choice; the largest values per person, 0.9 to 1.5, are near those of NSD's maps (1.15 to 1.64, same issue) |
 | ncsnr of each person | `PEOPLE` | mean over cortex of NSD's `ncsnr.nii.gz` (same issue); subject 8: choice |
 | ncsnr of each region | `REGIONS` | choice |
 | noise | half white, .3 local, .2 in six wide networks that last over trials | choice |
@@ -124,10 +124,10 @@ def _early(images: torch.Tensor) -> torch.Tensor:
     red, green, blue = images.unbind(1)
     light, out = images.mean(1, keepdim=True), []
     for level in range(3):  # wavelengths 4, 8, 16 pixels: about 2, 1, .5 cycles per degree
-        shrunk = pool(light, 2**level)
-        parts = torch.nn.functional.conv2d(shrunk, _gabors(), padding=4).square()
+        shrunk, stride = pool(light, 2**level), 2 if level == 0 else 1
+        parts = torch.nn.functional.conv2d(shrunk, _gabors(), padding=4, stride=stride).square()
         energy = (parts[:, 0::2] + parts[:, 1::2]).sqrt()
-        out.append(pool(energy, side // 2**level // GRID))
+        out.append(pool(energy, energy.shape[-1] // GRID))
     colors = [light[:, 0], red - green, blue - (red + green) / 2]
     out.append(pool(torch.stack(colors, 1), side // GRID))
     return torch.cat(out, 1)

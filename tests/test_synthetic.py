@@ -266,7 +266,7 @@ def test_a_cohort_of_other_scenes_is_made_anew(cache, monkeypatch):
     synthetic.open_cohort(progress=False)
     assert len(calls) == 1
     path = root / "provenance.json"
-    path.write_text(path.read_text().replace('"version": "1-', '"version": "0-'))
+    path.write_text(path.read_text().replace('"version": "', '"version": "older '))
     (root / "leftover").touch()
     synthetic.open_cohort(progress=False)
     assert len(calls) == 2 and not (root / "leftover").exists()
@@ -282,6 +282,23 @@ def test_a_failed_writing_leaves_nothing_behind(cache, monkeypatch):
     with pytest.raises(OSError, match=r"No space left on device\. Free 1 GB, or set"):
         synthetic.open_cohort(progress=False)
     assert not list((folder / "data").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_named(cache, monkeypatch):
+    folder, calls = cache
+    (folder / "file").touch()
+    monkeypatch.setenv("MINDEYE2_LITE_DATA", str(folder / "file" / "lite"))
+    with pytest.raises(OSError, match="cannot write to .*file: Not a directory. Set MINDEYE2") as e:
+        synthetic.open_cohort(progress=False)
+    assert "\n" not in str(e.value) and not calls
+
+
+def test_a_lock_left_behind_is_taken_over(cache, monkeypatch):
+    folder, calls = cache
+    monkeypatch.setattr(synthetic, "FRESH", 0.3)
+    (folder / "data" / ".lite.lock").mkdir(parents=True)
+    synthetic.open_cohort(progress=False)
+    assert len(calls) == 1
 
 
 def test_somebody_elses_files_are_never_deleted(cache, monkeypatch):
