@@ -265,7 +265,7 @@ class Trainer:
     def _record(self, step: int, numbers: dict[str, float], bar: tqdm) -> None:
         if step % -(-self.plan.steps // RECORDS) == 0:
             self.history["steps"].append({"step": step} | numbers)
-        if self.check and (step + 1) % max(1, self.plan.steps // 10) == 0:
+        if self.check and step + 1 in {self.plan.steps * tenth // 10 for tenth in range(1, 11)}:
             self.history["checks"].append({"step": step + 1} | self.check(self.model))
         if step % 10 == 0 or step + 1 == self.plan.steps:
             latest = self.history["checks"][-1] if self.history["checks"] else {}
