@@ -96,7 +96,12 @@ def execute(source: Path) -> float:
     copy, start = executed(source), time.monotonic()
     copy.parent.mkdir(parents=True, exist_ok=True)
     unfinished = copy.with_suffix(".unfinished.ipynb")
-    options = {"cwd": copy.parent, "progress_bar": False, "execution_timeout": LONGEST_CELL}
+    options = {
+        "cwd": copy.parent,
+        "execution_timeout": LONGEST_CELL,
+        "extra_arguments": ["--IPKernelApp.log_level=ERROR"],  # else each kernel warns of TCP
+        "progress_bar": False,
+    }
     try:
         notebook = papermill.execute_notebook(
             source, unfinished, kernel_name="python3", log_output=False, **options

@@ -97,11 +97,9 @@ class Results(SphinxDirective):
         wanted = [word.strip() for word in self.options.get("columns", "").split(",")]
         known = content if isinstance(content, dict) else {}
         said = [f"{key} {known[key]}" for key in ORIGIN if key in known]
-        origin = nodes.emphasis("", f"{', '.join([f'From {name}', *said])}.")
-        return [
-            table(list(filter(None, wanted)) or _columns(rows), rows),
-            nodes.paragraph("", "", origin),
-        ]
+        origin = nodes.literal("", ", ".join([name, *said]))  # literal: `--` stays two dashes
+        caption = nodes.paragraph("", "", nodes.emphasis("", "From "), origin)
+        return [table(list(filter(None, wanted)) or _columns(rows), rows), caption]
 
 
 def setup(app):
