@@ -1,0 +1,58 @@
+"""Refinement follows the released steps; the blend is the released blend."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_unclip import toy
+
+from mindeye2_lite import refine, unclip
+
+GOLDEN = load_file(Path(__file__).parent / "golden" / "decoding.safetensors")
+
+
+def test_the_last_twelve_of_twenty_five_steps_are_taken():
+    times = unclip.timesteps(refine.STEPS)[refine.SKIPPED :]
+    assert torch.equal(times, GOLDEN["refine.timesteps"])
+    levels = torch.cat([unclip.sigmas()[times], torch.zeros(1)])
+    torch.testing.assert_close(levels, GOLDEN["refine.sigmas"])
+
+
+def test_the_loop_ends_where_the_reference_ends():
+    times = unclip.timesteps(refine.STEPS)[refine.SKIPPED :]
+    start = GOLDEN["euler.z"] + GOLDEN["euler.noise"] * unclip.sigmas()[times[0]]
+    torch.testing.assert_close(start, GOLDEN["refine.start"])
+    conditions = GOLDEN["euler.cond"], GOLDEN["euler.uncond"]
+    found = unclip.euler(toy, start, times, *conditions, guidance_scale=5)
+    torch.testing.assert_close(found, GOLDEN["refine.out"], rtol=1e-5, atol=1e-5)
+
+
+def test_skipping_more_steps_leaves_more_of_the_picture():
+    refiner = refine.load("mini-sdxl")
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def change(skipped: int) -> float:
+        generator = torch.Generator().manual_seed(0)
+        options = {"skipped_steps": skipped, "progress": False}
+        refined = refine.refine(refiner, picture, ["a red car"], generator=generator, **options)
+        return float((refined - picture).abs().mean())
+
+    assert change(23) < change(5)
+
+
+def test_one_caption_per_picture_is_asked_for():
+    with pytest.raises(ValueError, match="2 pictures but 1 captions"):
+        pictures, generator = torch.zeros(2, 3, 64, 64), torch.Generator()
+        refine.refine(refine.load("mini-sdxl"), pictures, ["a car"], generator=generator)
+
+
+def test_the_blend_is_three_quarters_refined():
+    blended = refine.blend(torch.ones(1, 3, 64, 64), torch.zeros(1, 3, 32, 32))
+    assert blended.shape == (1, 3, 64, 64)
+    torch.testing.assert_close(blended, torch.full_like(blended, 0.75))
+
+
+def test_without_a_blurry_picture_the_refined_one_stays():
+    picture = torch.rand(1, 3, 64, 64)
+    assert torch.equal(refine.blend(picture, None), picture)
