@@ -41,8 +41,10 @@ def parser() -> Parser:
     _add_run(commands)
     _add_prepare(commands)
     _add_miniatures(commands)
+    _add_results(commands)
     for name, command, text in (
         ("book", book, "run the notebooks that are not fresh and build _build/html"),
+        ("picture", picture, "draw book/images/tour.png, the picture of README and book"),
         ("student", student, "write notebooks without solutions to _build/student"),
         ("weights", weights, "list the shipped weights and check their SHA-256"),
         ("doctor", doctor, "show what this machine has and what is missing"),
@@ -83,6 +85,14 @@ def _add_miniatures(commands) -> None:
     sub.add_argument("--device", help="cpu or cuda; default what there is")
     sub.add_argument("--seed", type=int, default=0)
     sub.set_defaults(command=miniatures)
+
+
+def _add_results(commands) -> None:
+    sub = commands.add_parser("results", help="a long run that writes results/NAME.json")
+    sub.add_argument("name", help="for instance one_hour")
+    sub.add_argument("--profile", default="lite", choices=PROFILES)
+    sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    sub.set_defaults(command=results)
 
 
 def run(options) -> None:
@@ -132,6 +142,18 @@ def miniatures(options) -> None:
         print("\n".join(known))
 
 
+def results(options) -> None:
+    """Run the experiment and say where its numbers are."""
+    from mindeye2_lite import experiments
+
+    if options.name not in experiments.EXPERIMENTS:
+        known = ", ".join(experiments.EXPERIMENTS)
+        raise ValueError(f"no results {options.name!r}: choose from {known}")
+    config = Config.of(options.profile)
+    content = experiments.EXPERIMENTS[options.name](config, seeds=options.seeds)
+    print(experiments.write(options.name, content))
+
+
 def book(options) -> int:
     """Run what is not fresh and build the book."""
     from mindeye2_lite import book
@@ -139,6 +161,21 @@ def book(options) -> int:
     root = book.find_root()
     book.execute_all(root)
     return book.build(root)
+
+
+def picture(options) -> None:
+    """The first eight test pictures of subject 1 after forty sessions, with their captions."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from mindeye2_lite import book, paths, pipeline, viz
+
+    viz.use_style()
+    made = pipeline.run(Config.lite(), subject=1, sessions=40, images=8)
+    note = "synthetic cohort, miniature model; the first eight of the test split, 40 sessions"
+    figure = viz.reconstruction_grid(dict(made.pictures()), captions=made.captions, note=note)
+    with paths.write_beside(book.find_root() / "book" / "images" / "tour.png") as beside:
+        figure.savefig(beside, dpi=160, format="png")
 
 
 def student(options) -> None:

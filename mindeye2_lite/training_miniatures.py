@@ -13,7 +13,6 @@ import functools
 import json
 import math
 import os
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mindeye2_lite import captions, encoders, paths, scenes, unclip
+from mindeye2_lite import captions, encoders, experiments, paths, scenes, unclip
 
 SCENES = 100_000  # training scenes; the held-out ones have a seed of their own
 HELD_OUT_SEED = scenes.TRAINING_SEED + 1
@@ -533,25 +532,14 @@ def note_in_manifest(shipped: str, name: str, facts: dict) -> None:
     entry["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     entry["bytes"] = path.stat().st_size
     entry["parameters"] = sum(value.numel() for value in load_file(path).values())
-    facts = {"command": f"mindeye2-lite miniatures {name}", **facts, "commit": commit()}
+    facts = {"command": f"mindeye2-lite miniatures {name}", **facts, "commit": experiments.commit()}
     entry.setdefault("made", {})[name] = facts
     with paths.write_beside(paths.PACKAGE / "weights" / "manifest.json") as beside:
         beside.write_text(json.dumps(known | {shipped: entry}, indent=1, sort_keys=True) + "\n")
 
 
-def commit() -> str:
-    """The commit of the working tree, or "unknown" outside of one."""
-    command = ["git", "-C", str(paths.PACKAGE), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 def _device_name(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
-    return f"{os.cpu_count()} CPU cores"
+    return experiments.device_name() if device.startswith("cuda") else f"{os.cpu_count()} CPU cores"
 
 
 # ---- how good they are -------------------------------------------------------------------------
@@ -593,7 +581,7 @@ def measure(n: int = 500, seed: int = 0, device: str = "cpu", decoded: int = 200
     return {
         "command": "mindeye2-lite miniatures --measure",
         "profile": "lite",
-        "commit": commit(),
+        "commit": experiments.commit(),
         "seed": seed,
         "device": _device_name(data.device),
         "seconds": round(time.monotonic() - began, 1),

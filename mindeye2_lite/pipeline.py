@@ -1,0 +1,206 @@
+"""Voxels in; pictures, captions and scores out: the whole of MindEye2 in the order of its figure 1.
+
+    out = reconstruct(model, person.test(sessions=1), person.images, config, subject=1)
+    out.seen, out.blurry, out.reconstruction, out.refined      (images, 3, height, width), in [0, 1]
+    out.captions                                               one sentence per picture
+    score(out, config)                                         the ten metrics
+
+Read with notebooks 00 and 10.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mindeye2_lite import (
+    captions,
+    encoders,
+    metrics,
+    nsd,
+    paths,
+    refine,
+    retrieval,
+    synthetic,
+    train,
+    unclip,
+)
+from mindeye2_lite.config import Config
+from mindeye2_lite.model import MindEye2
+
+Pictures = Float[Tensor, "images 3 height width"]
+Tokens = Float[Tensor, "images tokens dim"]
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """Every stage's picture of the same test images, in ascending image id."""
+
+    image_ids: Int[Tensor, " images"]
+    seen: Pictures
+    blurry: Pictures | None  # from the low-level head; None where the model has none
+    reconstruction: Pictures  # from unCLIP
+    refined: Pictures  # after image-to-image with the caption, blended with blurry
+    captions: list[str]
+    retrieval_tokens: Tokens  # the brain's side of retrieval
+    prior_tokens: Tokens  # image tokens as the prior predicts them
+    image_tokens: Tokens  # of the true pictures
+
+    def pictures(self) -> Iterator[tuple[str, Pictures]]:
+        """(name, pictures) in the order of the book's grids."""
+        for name in ("seen", "blurry", "reconstruction", "refined"):
+            if (stage := getattr(self, name)) is not None:
+                yield name, stage
+
+
+def reconstruct(
+    model: MindEye2,
+    trials: nsd.Trials,
+    images: nsd.Images,
+    config: Config,
+    *,
+    subject: int = 1,
+    limit: int | None = None,
+    seed: int = 0,
+    steps: int = 38,
+    progress: bool = True,
+) -> Reconstructions:
+    """Reconstruct the test images of these trials, the first `limit` of them in ascending id.
+
+    The three repeats go through the model one by one and its outputs are averaged; one sample of
+    the prior, one picture of unCLIP, one refinement each, with noise from `seed`. Official:
+    `recon_inference`, `enhanced_recon_inference` and the blend of `final_evaluations`.
+    """
+    device = str(model.backbone.backbone_linear.weight.device)
+    generator = torch.Generator().manual_seed(seed)
+    brain, image_ids = train.brain_outputs(model, trials, subject)
+    brain = type(brain)(*(None if x is None else x[:limit] for x in brain))
+    image_ids = image_ids[:limit]
+    seen = images[image_ids]
+    prior_tokens = _sample_prior(model, brain.tokens, generator, device)
+    decoder = unclip.load(config.decoder, device)
+    options = {"guidance_scale": config.guidance_scale, "num_inference_steps": steps}
+    reconstruction = unclip.decode(
+        decoder, prior_tokens, generator=generator, progress=progress, **options
+    )
+    sentences = captions.caption(captions.load(config.captioner, device), prior_tokens)
+    blurry = _blurry(brain.low_level, config, device)
+    refiner = refine.load(config.refiner, device)
+    refined = refine.refine(
+        refiner, reconstruction, sentences, generator=generator, progress=progress
+    )
+    return Reconstructions(
+        image_ids,
+        seen,
+        blurry,
+        reconstruction,
+        refine.blend(refined, blurry),
+        sentences,
+        brain.retrieval,
+        prior_tokens,
+        encoders.image_encoder(config.encoder, device)(seen.to(device)).cpu(),
+    )
+
+
+def score(
+    out: Reconstructions,
+    config: Config,
+    *,
+    stage: str = "refined",
+    seed: int = 0,
+    device: str = "cpu",
+) -> dict[str, metrics.Score]:
+    """The ten metrics of one stage's pictures, each with chance, n and a 95% interval.
+
+    Retrieval belongs to the brain, not to a picture: it is the same for every stage. ValueError
+    if there is no such stage.
+    """
+    pictures = dict(out.pictures())
+    if stage not in pictures or stage == "seen":
+        names = ", ".join(name for name in pictures if name != "seen")
+        raise ValueError(f"no stage {stage!r} to score: choose one of {names}")
+    judges = {
+        name: lambda x, judge=judge: judge(x.to(device)).cpu()
+        for name, judge in encoders.judges(config.judges, device).items()
+    }
+    scores = metrics.evaluate(pictures[stage], out.seen, judges, seed=seed)
+    found = retrieval.retrieval(out.retrieval_tokens, out.image_tokens, seed=seed)
+    return scores | found.scores()
+
+
+def run(
+    config: Config,
+    *,
+    subject: int = 1,
+    sessions: int = 1,
+    images: int = 8,
+    seed: int = 0,
+    out: Path | None = None,
+    progress: bool = True,
+) -> Reconstructions:
+    """From nothing to refined pictures: data, pretraining, fine-tuning, reconstruction, files.
+
+    Everything that an earlier run kept is taken from there. Given a folder `out`, writes a PNG per
+    picture and stage, and captions.txt.
+    """
+    root = synthetic.open_cohort(config, progress=progress)
+    person = nsd.Subject(root, subject)
+    model = tuned(config, root, subject, sessions, seed=seed, progress=progress).model
+    trials = person.test(sessions=sessions)
+    made = reconstruct(
+        model, trials, person.images, config, subject=subject, limit=images, seed=seed,
+        progress=progress,
+    )  # fmt: skip
+    if out is not None:
+        write(made, Path(out))
+    return made
+
+
+def tuned(
+    config: Config, root: Path, subject: int, sessions: int | None, *, seed: int = 0,
+    pretrained: bool = True, progress: bool = True,
+) -> train.Run:  # fmt: skip
+    """A subject's fine-tuned model, from seven others' or from scratch, kept or trained now."""
+    start = None
+    if pretrained:
+        others = tuple(s for s in range(1, 9) if s != subject)
+        start = train.load_or_train(
+            "pretrained", config, root, subjects=others, seed=seed, progress=progress
+        ).model
+    return train.load_or_train(
+        "fine-tuned", config, root, subject=subject, sessions=sessions, start=start, seed=seed,
+        progress=progress,
+    )  # fmt: skip
+
+
+def write(made: Reconstructions, folder: Path) -> None:
+    """One PNG per picture and stage, and the captions, into `folder`."""
+    from torchvision.utils import save_image
+
+    for stage, pictures in made.pictures():
+        for image_id, picture in zip(made.image_ids.tolist(), pictures, strict=True):
+            with paths.write_beside(folder / f"{image_id:05d}_{stage}.png") as beside:
+                save_image(picture, beside, format="png")
+    rows = zip(made.image_ids.tolist(), made.captions, strict=True)
+    with paths.write_beside(folder / "captions.txt") as beside:
+        beside.write_text("".join(f"{i:05d}\t{sentence}\n" for i, sentence in rows))
+
+
+def _sample_prior(
+    model: MindEye2, tokens: Tensor, generator: torch.Generator, device: str
+) -> Tensor:
+    with torch.no_grad():
+        own = generator
+        if device != "cpu":
+            seed = int(torch.randint(2**62, (), generator=generator))
+            own = torch.Generator(device).manual_seed(seed)
+        return model.prior.sample(tokens.to(device), generator=own).cpu()
+
+
+def _blurry(latents: Tensor | None, config: Config, device: str) -> Tensor | None:
+    if latents is None:
+        return None
+    return encoders.vae(config.vae, device).decode(latents.to(device)).cpu()
