@@ -92,6 +92,7 @@ def _add_results(commands) -> None:
     sub.add_argument("name", help="for instance one_hour")
     sub.add_argument("--profile", default="lite", choices=PROFILES)
     sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    sub.add_argument("--jobs", type=int, default=1, help="seeds side by side")
     sub.set_defaults(command=results)
 
 
@@ -150,7 +151,7 @@ def results(options) -> None:
         known = ", ".join(experiments.EXPERIMENTS)
         raise ValueError(f"no results {options.name!r}: choose from {known}")
     config = Config.of(options.profile)
-    content = experiments.EXPERIMENTS[options.name](config, seeds=options.seeds)
+    content = experiments.EXPERIMENTS[options.name](config, seeds=options.seeds, jobs=options.jobs)
     print(experiments.write(options.name, content))
 
 

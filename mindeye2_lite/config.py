@@ -72,7 +72,7 @@ class Config:
             low_level_widths=(32, 32, 64),
             prior_depth=3,
             prior_dim_head=32,
-            max_steps=1500,
+            max_steps=1000,
             decoder="mini-unclip",
             captioner="mini-git",
             refiner="mini-sdxl",

@@ -63,6 +63,7 @@ CNNS = {  # width of each stage; every stage halves the picture
     "swav": (24, 48, 96, 128),
     "mini-vicreg": (24, 48, 96, 64),
 }
+NO_LABELS = ("swav", "mini-vicreg")  # trained without labels; shipped without a head
 
 
 # ---- weights -----------------------------------------------------------------------------------
@@ -300,7 +301,10 @@ def vae(name: str = "mini-vae", device: str = "cpu") -> Vae:
 
 
 class Cnn(nn.Module):
-    """A small plain convolutional network: stages that halve the picture, then one linear head."""
+    """A small plain convolutional network: stages that halve the picture, then one linear head.
+
+    With 0 classes it has no head, as the networks that were trained without labels.
+    """
 
     def __init__(self, widths: tuple[int, ...], classes: int):
         super().__init__()
@@ -315,7 +319,7 @@ class Cnn(nn.Module):
             )
             for before, after in zip((3, *widths), widths, strict=False)
         )
-        self.head = nn.Linear(widths[-1], classes)
+        self.head = nn.Linear(widths[-1], classes) if classes else nn.Identity()
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """The output of every stage, finest first."""
@@ -333,8 +337,8 @@ class Cnn(nn.Module):
 
 
 def build_cnn(name: str, classes: int = 0) -> Cnn:
-    """An untrained judge or teacher; `classes` is the width of its head."""
-    return Cnn(CNNS[name], classes or len(scenes.KINDS))
+    """An untrained judge or teacher; `classes` is the width of its head, if it has one."""
+    return Cnn(CNNS[name], classes)
 
 
 @functools.cache
@@ -345,7 +349,7 @@ def load_cnn(name: str, device: str = "cpu") -> Cnn:
     state = {
         k.removeprefix(part): v for k, v in load_weights(shipped).items() if k.startswith(part)
     }
-    cnn = build_cnn(name, len(state["head.weight"]))
+    cnn = build_cnn(name, len(state.get("head.weight", ())))
     cnn.load_state_dict(state)
     return frozen(cnn, device)
 

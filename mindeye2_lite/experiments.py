@@ -21,15 +21,28 @@ SETTINGS = (("pretrained", 1), ("scratch", 1), ("pretrained", None), ("scratch",
 
 def one_hour(
     config: Config, *, subject: int = 1, seeds: Sequence[int] = (0, 1, 2),
-    settings: Sequence[tuple[str, int | None]] = SETTINGS, progress: bool = True,
+    settings: Sequence[tuple[str, int | None]] = SETTINGS, jobs: int = 1, progress: bool = True,
 ) -> dict:  # fmt: skip
-    """One session or all, from seven others' model or from scratch: all ten scores, every seed."""
-    began, rows = time.monotonic(), []
+    """One session or all, from seven others' model or from scratch: all ten scores, every seed.
+
+    `jobs` seeds run side by side, each in a process of its own.
+    """
+    from joblib import Parallel, delayed
+
+    began = time.monotonic()
     root = synthetic.open_cohort(config, progress=progress)
-    for seed in seeds:
-        for start, sessions in settings:
-            rows += _rows(config, root, subject, sessions, start, seed, progress)
+    seed_rows = Parallel(n_jobs=jobs)(
+        delayed(_seed_rows)(config, root, subject, settings, seed, progress) for seed in seeds
+    )
+    rows = [row for part in seed_rows for row in part]
     return origin("one_hour", config, list(seeds), began) | {"subject": subject, "rows": rows}
+
+
+def _seed_rows(
+    config: Config, root: Path, subject: int, settings: Sequence, seed: int, progress: bool
+) -> list[dict]:
+    parts = (_rows(config, root, subject, k, start, seed, progress) for start, k in settings)
+    return [row for part in parts for row in part]
 
 
 def _rows(

@@ -149,12 +149,32 @@ def judge_loss(judge: nn.Module, data: Pictures, batch: int, generator: torch.Ge
     return sum(F.cross_entropy(h, data.labels[rows, i]) for i, h in enumerate(heads))
 
 
-def vicreg_loss(cnn: nn.Module, data: Pictures, batch: int, generator: torch.Generator) -> Tensor:
-    """VICReg: two views agree, every feature varies, no two features say the same. No labels."""
+def twin_loss(
+    pair: nn.ModuleDict, data: Pictures, batch: int, generator: torch.Generator
+) -> Tensor:
+    """Contrastive and without labels: two views of a picture find each other among the others'.
+
+    The views differ in crop, light and color, so that form is what is left to be recognized by.
+    """
     pixels = data.pixels(data.draw(batch, generator))
-    views = [cnn(jittered(pixels, generator, crop=0.5)).float() for _ in range(2)]
-    spread = sum(F.relu(1 - (v.var(dim=0) + 1e-4).sqrt()).mean() for v in views)
-    return 25 * F.mse_loss(*views) + 25 * spread / 2 + sum(_redundancy(v) for v in views)
+    both = torch.cat(
+        [recolored(jittered(pixels, generator, crop=0.5), generator) for _ in range(2)]
+    )
+    views = F.normalize(pair["projector"](pair["cnn"].pooled(both)).float(), dim=1)
+    logits = views @ views.T / 0.2
+    logits = logits - 1e4 * torch.eye(2 * batch, device=logits.device)
+    twin = torch.arange(2 * batch, device=logits.device).roll(batch)
+    return F.cross_entropy(logits, twin)
+
+
+def build_twins(name: str) -> nn.ModuleDict:
+    """A network and the projector that its contrastive loss looks through; only the first ships."""
+    cnn = encoders.build_cnn(name)
+    width = encoders.CNNS[name][-1]
+    projector = nn.Sequential(
+        nn.Linear(width, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, 128)
+    )
+    return nn.ModuleDict({"cnn": cnn, "projector": projector})
 
 
 def noise_loss(
@@ -227,13 +247,6 @@ def _label_sizes() -> list[int]:
     return [len(scenes.KINDS), len(scenes.COLORS), len(scenes.GROUNDS), len(scenes.LIGHTS)]
 
 
-def _redundancy(features: Tensor) -> Tensor:
-    centered = features - features.mean(dim=0)
-    covariance = centered.T @ centered / (len(features) - 1)
-    off_diagonal = covariance - torch.diag(covariance.diag())
-    return off_diagonal.pow(2).sum() / features.shape[1]
-
-
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=_on(generator, like.device), device=like.device)
 
@@ -263,6 +276,17 @@ def jittered(pixels: Tensor, generator: torch.Generator, crop: float) -> Tensor:
     gain, lift = (0.7 + 0.6 * draws[3:5])[:, :, None, None, None]
     pixels = (pixels - 0.5) * gain + 0.5 * lift + 0.05 * _normal(pixels, generator)
     return washed(pixels.clamp(0, 1), generator)
+
+
+def recolored(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Channels in a random order and strength for most pictures, gray for one in five."""
+    batch = len(pixels)
+    draws = torch.rand(3, batch, 3, generator=generator).to(pixels.device)
+    order = draws[0].argsort(dim=1)[:, :, None, None].expand_as(pixels)
+    mixed = pixels.gather(1, order) * (0.6 + 0.8 * draws[1])[:, :, None, None]
+    gray = pixels.mean(dim=1, keepdim=True).expand_as(pixels)
+    chosen = torch.where((draws[2, :, 0] < 0.2)[:, None, None, None], gray, mixed)
+    return torch.where((draws[2, :, 1] < 0.85)[:, None, None, None], chosen, pixels).clamp(0, 1)
 
 
 def _latents(data: Pictures, for_unclip: bool = False) -> Tensor:
@@ -321,8 +345,9 @@ def unclip_from_sdxl() -> nn.Module:
 
 def _judge_recipe(name: str, **numbers) -> Recipe:
     numbers = {"steps": 6000, "batch": 256, "lr": 2e-3} | numbers
-    if name in ("swav", "mini-vicreg"):
-        return Recipe(functools.partial(encoders.build_cnn, name, 256), vicreg_loss, **numbers)
+    if name in encoders.NO_LABELS:
+        numbers |= {"batch": 512, "steps": 10_000}
+        return Recipe(functools.partial(build_twins, name), twin_loss, **numbers)
     build = functools.partial(encoders.build_cnn, name, sum(_label_sizes()))
     return Recipe(build, judge_loss, **numbers)
 
@@ -563,8 +588,8 @@ def measure(n: int = 500, seed: int = 0, device: str = "cpu", decoded: int = 200
             for name in ("alex", "incep", "eff")
         }
         | {
-            f"{name}: kind, by the nearest picture, no labels in training": _kinds(
-                _nearest_kinds(name, pixels, data), truth
+            f"{name}: kind, by a linear probe, no labels in training": _kinds(
+                _probed_kinds(name, pixels, data), truth
             )
             for name in ("swav", "mini-vicreg")
         },
@@ -659,14 +684,19 @@ def _judged(pictures: Tensor, column: int, judge: str = "incep") -> Tensor:
 
 
 @torch.no_grad()
-def _nearest_kinds(name: str, pixels: Tensor, data: Pictures, gallery: int = 4000) -> Tensor:
-    """The kind of the most similar of some training scenes, for networks that know no kinds."""
+def _probed_kinds(name: str, pixels: Tensor, data: Pictures, gallery: int = 4000) -> Tensor:
+    """Kinds by a linear probe on frozen features: how networks that saw no labels are judged."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     cnn = encoders.load_cnn(name, data.device)
     known = training_pictures(gallery, scenes.TRAINING_SEED, data.device)
     shelves = torch.arange(gallery, device=pixels.device).split(500)
     shelf = torch.cat([cnn.pooled(known.pixels(rows)) for rows in shelves])
-    shelf, looked = (F.normalize(x - shelf.mean(dim=0), dim=1) for x in (shelf, cnn.pooled(pixels)))
-    return known.labels[(looked @ shelf.T).argmax(dim=1), 0]
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    probe.fit(shelf.cpu().numpy(), known.labels[:, 0].cpu().numpy())
+    return torch.from_numpy(probe.predict(cnn.pooled(pixels).cpu().numpy()))
 
 
 def _psnr(vae: nn.Module, pixels: Tensor) -> Tensor:
