@@ -120,7 +120,11 @@ def caption(
         converted = captioner.converter(tokens.to(captioner.device))
         start = torch.full((len(tokens), 1), START, device=captioner.device)
         ids = captioner.git.generate(
-            pixel_values=converted[:, None], input_ids=start, max_length=max_length, do_sample=False
+            pixel_values=converted[:, None],
+            input_ids=start,
+            max_length=max_length,
+            do_sample=False,
+            use_cache=False,
         )
         sentences += tokenizer().decode_batch(ids.tolist())
     return sentences

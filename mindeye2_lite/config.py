@@ -74,6 +74,7 @@ class Config:
             prior_dim_head=32,
             max_steps=1000,
             decoder="mini-unclip",
+            guidance_scale=2.0,  # measured best on held-out scenes; the released 5 saturates
             captioner="mini-git",
             refiner="mini-sdxl",
             judges="mini-judges",

@@ -60,8 +60,8 @@ CNNS = {  # width of each stage; every stage halves the picture
     "alex": (24, 32, 48, 64, 64),
     "incep": (24, 40, 80, 112),
     "eff": (16, 32, 64, 128),
-    "swav": (24, 48, 96, 128),
-    "mini-vicreg": (24, 48, 96, 64),
+    "swav": (24, 48, 80, 128),
+    "mini-vicreg": (24, 48, 80, 64),
 }
 NO_LABELS = ("swav", "mini-vicreg")  # trained without labels; shipped without a head
 

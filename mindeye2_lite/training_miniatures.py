@@ -522,6 +522,8 @@ def ship(name: str, network: nn.Module, data: Pictures, facts: dict) -> None:
 def _ship(name: str, network: nn.Module, facts: dict) -> None:
     from safetensors.torch import load_file, save_file
 
+    if name in encoders.NO_LABELS:
+        network = network["cnn"]
     state = {
         key: value.detach().half().cpu().contiguous() for key, value in network.state_dict().items()
     }
