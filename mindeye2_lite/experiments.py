@@ -1,6 +1,6 @@
 """Runs too long for a notebook: each writes one `results/*.json` that the book draws from.
 
-    mindeye2-lite results one_hour      # three seeds, pretrained and from scratch, 1 and 40 hours
+    mindeye2-lite results one_hour      # three seeds: one hour with and without seven others; forty
 
 A file says what made it (command, commit, profile, seed, device, seconds) and holds one row per
 score, with chance, n and a 95% interval, so that no number in the book is typed by hand.
@@ -13,58 +13,72 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mindeye2_lite import nsd, paths, pipeline, synthetic
+from mindeye2_lite import encoders, nsd, paths, pipeline, synthetic, train
 from mindeye2_lite.config import Config
+from mindeye2_lite.model import MindEye2
 
-SETTINGS = (("pretrained", 1), ("scratch", 1), ("pretrained", None), ("scratch", None))
+SETTINGS = (("pretrained", 1), ("scratch", 1), ("pretrained", None))
 
 
 def one_hour(
     config: Config, *, subject: int = 1, seeds: Sequence[int] = (0, 1, 2),
-    settings: Sequence[tuple[str, int | None]] = SETTINGS, jobs: int = 1, progress: bool = True,
+    settings: Sequence[tuple[str, int | None]] = SETTINGS, pictures: bool = False, jobs: int = 1,
+    progress: bool = True,
 ) -> dict:  # fmt: skip
-    """One session or all, from seven others' model or from scratch: all ten scores, every seed.
+    """One session or all, from seven others' model or from scratch: retrieval for every seed.
 
-    `jobs` seeds run side by side, each in a process of its own.
+    With `pictures` also the other eight scores, of every stage: a minute more for each. `jobs` seeds run side by side, each in a process of its own.
     """
     from joblib import Parallel, delayed
 
     began = time.monotonic()
     root = synthetic.open_cohort(config, progress=progress)
     seed_rows = Parallel(n_jobs=jobs)(
-        delayed(_seed_rows)(config, root, subject, settings, seed, progress) for seed in seeds
+        delayed(_seed_rows)(config, root, subject, settings, seed, pictures, progress)
+        for seed in seeds
     )
     rows = [row for part in seed_rows for row in part]
     return origin("one_hour", config, list(seeds), began) | {"subject": subject, "rows": rows}
 
 
 def _seed_rows(
-    config: Config, root: Path, subject: int, settings: Sequence, seed: int, progress: bool
-) -> list[dict]:
-    parts = (_rows(config, root, subject, k, start, seed, progress) for start, k in settings)
-    return [row for part in parts for row in part]
-
-
-def _rows(
-    config: Config, root: Path, subject: int, sessions: int | None, start: str, seed: int,
+    config: Config, root: Path, subject: int, settings: Sequence, seed: int, pictures: bool,
     progress: bool,
 ) -> list[dict]:  # fmt: skip
-    run = pipeline.tuned(
-        config, root, subject, sessions, seed=seed, pretrained=start == "pretrained",
-        progress=progress,
-    )  # fmt: skip
-    person = nsd.Subject(root, subject)
-    test = person.test(sessions=sessions)
-    device = str(next(run.model.parameters()).device)
+    rows, person = [], nsd.Subject(root, subject)
+    for start, sessions in settings:
+        run = pipeline.tuned(
+            config, root, subject, sessions, seed=seed, pretrained=start == "pretrained",
+            progress=progress,
+        )  # fmt: skip
+        about = {"start": start, "sessions": sessions or person.sessions, "seed": seed}
+        test = person.test(sessions=sessions)
+        rows += [about | row for row in _brain_rows(run.model, test, person, config)]
+        if pictures:
+            rows += [about | row for row in _picture_rows(run.model, test, person, config, seed)]
+    return rows
+
+
+def _brain_rows(model: MindEye2, test: nsd.Trials, person: nsd.Subject, config: Config):
+    device = str(next(model.parameters()).device)
+    targets = encoders.targets(person.images, test.image_id, config, device=device, progress=False)
+    found = train.evaluate_retrieval(model, test, person.subject, targets).scores()
+    return [{"stage": "brain", "metric": name, **_numbers(s)} for name, s in found.items()]
+
+
+def _picture_rows(
+    model: MindEye2, test: nsd.Trials, person: nsd.Subject, config: Config, seed: int
+) -> list[dict]:
+    device = str(next(model.parameters()).device)
     made = pipeline.reconstruct(
-        run.model, test, person.images, config, subject=subject, seed=seed, progress=progress
+        model, test, person.images, config, subject=person.subject, seed=seed, progress=False
     )
-    about = {"start": start, "sessions": sessions or person.sessions, "seed": seed}
     return [
-        about | {"stage": stage, "metric": name, **_numbers(found)}
+        {"stage": stage, "metric": name, **_numbers(found)}
         for stage in dict(made.pictures())
         if stage != "seen"
         for name, found in pipeline.score(made, config, stage=stage, device=device).items()
+        if name not in ("image_to_brain", "brain_to_image")
     ]
 
 
