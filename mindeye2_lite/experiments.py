@@ -21,10 +21,15 @@ SETTINGS = (("pretrained", 1), ("scratch", 1), ("pretrained", None))
 
 
 def one_hour(
-    config: Config, *, subject: int = 1, seeds: Sequence[int] = (0, 1, 2),
-    settings: Sequence[tuple[str, int | None]] = SETTINGS, pictures: bool = False, jobs: int = 1,
+    config: Config,
+    *,
+    subject: int = 1,
+    seeds: Sequence[int] = (0, 1, 2),
+    settings: Sequence[tuple[str, int | None]] = SETTINGS,
+    pictures: bool = False,
+    jobs: int = 1,
     progress: bool = True,
-) -> dict:  # fmt: skip
+) -> dict:
     """One session or all, from seven others' model or from scratch: retrieval for every seed.
 
     With `pictures` also the other eight scores, of every stage: a minute more for each. `jobs` seeds run side by side, each in a process of its own.

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from filelock import FileLock
 from torch import Tensor
 
 from mindeye2_lite import __version__, encoders, paths
@@ -122,13 +123,14 @@ def load_or_train(
         start = how["start"] = MindEye2.from_released(start)
     key = fingerprint(config, root, **how)
     folder = paths.runs(config.profile, f"{name}-{key}")
-    if (folder / "history.json").exists() and (folder / "model.safetensors").exists():
-        print(f"{name}: kept from an earlier run ({folder.name})")
-        history = json.loads((folder / "history.json").read_text())
-        return Run(MindEye2.from_released(folder / "model.safetensors").eval(), history, folder)
-    print(f"{name}: training now, kept for next time ({folder.name})")
-    train = fine_tune if "subject" in how else pretrain
-    return train(config, root, folder=folder, progress=progress, **how)
+    with FileLock(folder / "training.lock"):  # a second process waits for what the first makes
+        if (folder / "history.json").exists() and (folder / "model.safetensors").exists():
+            print(f"{name}: kept from an earlier run ({folder.name})")
+            history = json.loads((folder / "history.json").read_text())
+            return Run(MindEye2.from_released(folder / "model.safetensors").eval(), history, folder)
+        print(f"{name}: training now, kept for next time ({folder.name})")
+        train = fine_tune if "subject" in how else pretrain
+        return train(config, root, folder=folder, progress=progress, **how)
 
 
 def fingerprint(config: Config, root: str | Path, **how: Any) -> str:
