@@ -32,7 +32,8 @@ def one_hour(
 ) -> dict:
     """One session or all, from seven others' model or from scratch: retrieval for every seed.
 
-    With `pictures` also the other eight scores, of every stage: a minute more for each. `jobs` seeds run side by side, each in a process of its own.
+    With `pictures` also the other eight scores, of every stage: a minute more for each. `jobs`
+    seeds run side by side, each in a process of its own.
     """
     from joblib import Parallel, delayed
 
