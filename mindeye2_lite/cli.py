@@ -172,7 +172,7 @@ def picture(options) -> None:
     from mindeye2_lite import book, paths, pipeline, viz
 
     viz.use_style()
-    made = pipeline.run(Config.lite(), subject=1, sessions=40, images=8)
+    made = pipeline.run(Config.lite(), subject=1, sessions=None, images=8)
     note = "synthetic cohort, miniature model; the first eight of the test split, 40 sessions"
     figure = viz.reconstruction_grid(dict(made.pictures()), captions=made.captions, note=note)
     with paths.write_beside(book.find_root() / "book" / "images" / "tour.png") as beside:

@@ -60,12 +60,21 @@ def write_beside(path: Path) -> Iterator[Path]:
         yield beside
         beside.chmod(0o644)
         os.replace(beside, path)
-    except OSError as error:
+    except Exception as error:
+        if not _of_writing(error):
+            raise
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise OSError(
-            f"cannot write {path}: {error.strerror or error}: free space or set MINDEYE2_LITE_CACHE"
+            f"cannot write {path}: {why}: free space or set MINDEYE2_LITE_CACHE"
         ) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _of_writing(error: Exception) -> bool:
+    """Did a write fail? safetensors and torch say so by errors of their own, not by OSError."""
+    said = ("I/O error", "PytorchStreamWriter", "file write failed", "unexpected pos")
+    return isinstance(error, OSError) or any(words in str(error) for words in said)
 
 
 def _folder(folder: Path) -> Path:

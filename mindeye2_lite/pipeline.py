@@ -135,7 +135,7 @@ def run(
     config: Config,
     *,
     subject: int = 1,
-    sessions: int = 1,
+    sessions: int | None = 1,
     images: int = 8,
     seed: int = 0,
     out: Path | None = None,
@@ -148,8 +148,8 @@ def run(
     """
     root = synthetic.open_cohort(config, progress=progress)
     person = nsd.Subject(root, subject)
+    trials = person.test(sessions=sessions)  # first: a wrong session is noticed before training
     model = tuned(config, root, subject, sessions, seed=seed, progress=progress).model
-    trials = person.test(sessions=sessions)
     made = reconstruct(
         model, trials, person.images, config, subject=subject, limit=images, seed=seed,
         progress=progress,
