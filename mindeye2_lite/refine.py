@@ -56,7 +56,7 @@ def refine(
     generator: torch.Generator,
     num_inference_steps: int = STEPS,
     skipped_steps: int = SKIPPED,
-    guidance_scale: float = 5.0,
+    guidance_scale: float | int = 5.0,
     batch: int = 32,
     progress: bool = True,
 ) -> Float[Tensor, "n 3 height width"]:
@@ -108,8 +108,8 @@ def _like(generator: torch.Generator, device: torch.device) -> torch.Generator:
 
 def blend(
     refined: Float[Tensor, "n 3 height width"],
-    blurry: Float[Tensor, "n 3 height width"] | None,
-    share: float = BLEND,
+    blurry: Float[Tensor, "n 3 _ _"] | None,
+    share: float | int = BLEND,
 ) -> Float[Tensor, "n 3 height width"]:
     """share · refined + (1 − share) · blurry; the refined picture where there is no blurry one.
 

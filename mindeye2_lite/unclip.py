@@ -66,7 +66,7 @@ def euler(
     condition: Tensor,
     unconditional: Tensor,
     *,
-    guidance_scale: float = 5.0,
+    guidance_scale: float | int = 5.0,
     progress: bool = False,
     keep: list[Tensor] | None = None,
 ) -> Float[Tensor, "batch channels height width"]:
@@ -164,7 +164,7 @@ def decode(
     *,
     generator: torch.Generator,
     num_inference_steps: int = 38,
-    guidance_scale: float = 5.0,
+    guidance_scale: float | int = 5.0,
     batch: int = 32,
     progress: bool = True,
     keep: list[Tensor] | None = None,
