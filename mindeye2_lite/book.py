@@ -93,6 +93,7 @@ def execute(source: Path) -> float:
     import papermill
 
     os.environ.setdefault("OMP_NUM_THREADS", str(min(os.cpu_count() or 1, 8)))
+    os.environ["MINDEYE2_LITE_BATCH"] = "1"  # nobody is there to move a slider
     copy, start = executed(source), time.monotonic()
     copy.parent.mkdir(parents=True, exist_ok=True)
     unfinished = copy.with_suffix(".unfinished.ipynb")

@@ -93,6 +93,7 @@ def _add_results(commands) -> None:
     sub.add_argument("--profile", default="lite", choices=PROFILES)
     sub.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     sub.add_argument("--jobs", type=int, default=1, help="seeds side by side")
+    sub.add_argument("--pictures", action="store_true", help="also the eight scores of pictures")
     sub.set_defaults(command=results)
 
 
@@ -151,7 +152,8 @@ def results(options) -> None:
         known = ", ".join(experiments.EXPERIMENTS)
         raise ValueError(f"no results {options.name!r}: choose from {known}")
     config = Config.of(options.profile)
-    content = experiments.EXPERIMENTS[options.name](config, seeds=options.seeds, jobs=options.jobs)
+    how = {"seeds": options.seeds, "jobs": options.jobs, "pictures": options.pictures}
+    content = experiments.EXPERIMENTS[options.name](config, **how)
     print(experiments.write(options.name, content))
 
 

@@ -59,9 +59,9 @@ def widget(function: Callable[..., Any], **choices: Any) -> None:
     A choice is (low, high), (low, high, step) or (low, high, step, start) for a slider, a list for
     a menu, True or False for a check box. A returned Figure is drawn once and closed. Without a
     notebook's front end one line says where the explorer works: the static figure above it must
-    tell the story alone.
+    tell the story alone. So in a batch run, which sets MINDEYE2_LITE_BATCH (the book does).
     """
-    if not _in_notebook():
+    if os.environ.get("MINDEYE2_LITE_BATCH") or not _in_notebook():
         print(f"explorer over {', '.join(choices)}: open this notebook in JupyterLab or Colab")
         return
     import ipywidgets

@@ -476,7 +476,9 @@ class Run:
         with torch.autocast(data.images.device.type, torch.bfloat16, enabled=data.images.is_cuda):
             loss = recipe.loss(self.network, data, recipe.batch, self.generator)
         if not torch.isfinite(loss):
-            raise RuntimeError(f"the loss is {loss.item()} at step {self.step}: lower the rate")
+            raise RuntimeError(
+                f"the loss is {loss.detach().item()} at step {self.step}: lower the rate"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)

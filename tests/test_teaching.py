@@ -10,6 +10,12 @@ from matplotlib import pyplot as plt
 from mindeye2_lite import config, teaching
 
 
+@pytest.fixture(autouse=True)
+def with_people(monkeypatch):
+    """`make test` runs the notebooks without their explorers; here they are the subject."""
+    monkeypatch.delenv("MINDEYE2_LITE_BATCH", raising=False)
+
+
 def test_an_empty_exercise_is_to_do_and_a_right_one_is_ticked(capsys):
     with teaching.exercise("4.1 soft targets"):
         raise NotImplementedError
@@ -23,6 +29,12 @@ def test_a_wrong_answer_fails_loudly(capsys):
     with pytest.raises(AssertionError, match="rows sum to 1"), teaching.exercise("4.1"):
         raise AssertionError("rows sum to 1")
     assert "✓" not in capsys.readouterr().out
+
+
+def test_a_batch_run_says_where_the_explorer_works(capsys, monkeypatch):
+    monkeypatch.setenv("MINDEYE2_LITE_BATCH", "1")
+    teaching.widget(lambda size: None, size=(1, 3))
+    assert "explorer over size" in capsys.readouterr().out
 
 
 def test_good_parameters_pass_in_silence(capsys):
