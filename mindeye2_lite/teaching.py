@@ -138,7 +138,17 @@ def _in_notebook() -> bool:
         from IPython import get_ipython
     except ImportError:
         return False
-    return getattr(get_ipython(), "kernel", None) is not None
+    kernel = getattr(get_ipython(), "kernel", None)
+    return kernel is not None and _somebody_is_there(kernel)
+
+
+def _somebody_is_there(kernel: Any) -> bool:
+    """Does the front end take typed input? JupyterLab and Colab do; papermill and nbval do not.
+
+    There an explorer has no one to move its sliders, and can leave nbclient waiting for ever.
+    """
+    message = kernel.get_parent() if hasattr(kernel, "get_parent") else {}
+    return (message or {}).get("content", {}).get("allow_stdin", True)
 
 
 def _draw(function: Callable[..., Any], now: dict[str, Any]) -> None:
