@@ -146,6 +146,8 @@ def run(
     Everything that an earlier run kept is taken from there. Given a folder `out`, writes a PNG per
     picture and stage, and captions.txt.
     """
+    if images < 1:
+        raise ValueError(f"images is {images}: ask for at least one test picture")
     root = synthetic.open_cohort(config, progress=progress)
     person = nsd.Subject(root, subject)
     trials = person.test(sessions=sessions)  # first: a wrong session is noticed before training

@@ -129,6 +129,11 @@ def test_a_session_that_does_not_exist_is_noticed_before_anything_is_trained(
     assert not files(cache)
 
 
+@pytest.mark.parametrize("images", [0, -3])
+def test_fewer_than_one_picture_is_refused(images, damaged, cache, complaint):
+    assert f"images is {images}" in complaint("run", "--images", images)
+
+
 def test_a_subject_that_does_not_exist_is_told_who_there_is(damaged, cache, complaint):
     assert re.match(r"no subject 9 in .*: there are \[1\]", complaint("run", "--subject", 9))
     assert not files(cache)
