@@ -6,7 +6,7 @@ A profile sets sizes, file names and names of weights, never a code path: there 
 | | `lite` | `colab` | `paper` |
 |---|---|---|---|
 | image tokens | 16 x 128 (mini-bigG) | 256 x 1664 (OpenCLIP bigG) | 256 x 1664 (OpenCLIP bigG) |
-| shared latent | 256 | 1024, no low-level head | 4096 |
+| shared latent | 1024 | 1024, no low-level head | 4096 |
 | hardware | two CPU cores | one 16 GB GPU | one to eight GPUs |
 
 Price (quoted, not measured by us): the paper trained on one node of 8 x A100 80 GB; the released
@@ -68,11 +68,11 @@ class Config:
             latent_size=16,
             teacher="mini-vicreg",
             aux_dim=64,
-            hidden=256,
-            low_level_widths=(32, 32, 64),
+            hidden=1024,  # as wide as the smaller released models
+            low_level_widths=(32, 32, 32),
             prior_depth=3,
-            prior_dim_head=32,
-            max_steps=1000,
+            prior_dim_head=64,
+            max_steps=1500,
             max_lr=3e-3,  # ten times the paper's, for a hundred times fewer steps
             decoder="mini-unclip",
             guidance_scale=2.0,  # a choice: 5, the released scale, kept color a little less
