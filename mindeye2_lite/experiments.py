@@ -37,14 +37,16 @@ def one_hour(
     """
     from joblib import Parallel, delayed
 
-    began = time.monotonic()
+    began, source = time.monotonic(), commit()
     root = synthetic.open_cohort(config, progress=progress)
     seed_rows = Parallel(n_jobs=jobs)(
         delayed(_seed_rows)(config, root, subject, settings, seed, pictures, progress)
         for seed in seeds
     )
     rows = [row for part in seed_rows for row in part]
-    return origin("one_hour", config, list(seeds), began) | {"subject": subject, "rows": rows}
+    command = f"one_hour --seeds {' '.join(map(str, seeds))}" + " --pictures" * pictures
+    made = origin(command, config, list(seeds), began, source)
+    return made | {"subject": subject, "rows": rows}
 
 
 def _seed_rows(
@@ -93,11 +95,13 @@ def _numbers(score) -> dict:
     return {name: getattr(score, name) for name in names}
 
 
-def origin(name: str, config: Config, seeds: Iterable[int], began: float) -> dict:
-    """What a results file says about where it comes from."""
+def origin(
+    name: str, config: Config, seeds: Iterable[int], began: float, source: str | None = None
+) -> dict:
+    """What a results file says about where it comes from; `source`: the commit at the start."""
     return {
         "command": f"mindeye2-lite results {name}",
-        "commit": commit(),
+        "commit": source or commit(),
         "profile": config.profile,
         "seed": seeds,
         "device": device_name(),
