@@ -72,7 +72,7 @@ class Config:
             low_level_widths=(32, 32, 32),
             prior_depth=3,
             prior_dim_head=64,
-            max_steps=1500,
+            max_steps=1000,
             max_lr=3e-3,  # ten times the paper's, for a hundred times fewer steps
             decoder="mini-unclip",
             guidance_scale=2.0,  # a choice: 5, the released scale, kept color a little less
