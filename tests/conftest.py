@@ -2,6 +2,8 @@
 
 import pytest
 
+TRAINS_THE_MOST = "07_one_hour_finetuning.ipynb"
+
 
 @pytest.fixture(scope="session")
 def small_raw(tmp_path_factory):
@@ -18,3 +20,8 @@ def small_root(small_raw, tmp_path_factory):
     from mindeye2_lite import nsd
 
     return nsd.prepare(small_raw, tmp_path_factory.mktemp("prepared"), progress=False)
+
+
+def pytest_collection_modifyitems(items):
+    """First the notebook that trains the most: from an empty cache, others wait for its models."""
+    items.sort(key=lambda item: item.path.name != TRAINS_THE_MOST)
