@@ -58,7 +58,7 @@ def read(path: str | Path) -> Any:
         with path.open("rb") as file:
             is_zip = file.read(len(ZIP)) == ZIP
             file.seek(0)
-            return _read_zip(path, file) if is_zip else _read_legacy(path, file)
+            return _read_zip(path, file) if is_zip else _read_legacy(file)
     except Exception as error:  # whatever a damaged or malicious file brings about
         raise _unreadable(path, "torch.save", error) from error
 
@@ -175,9 +175,9 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
         def storage(dtype: torch.dtype, key: str, _location: Any, length: int) -> Tensor:
             start, size = _place(file, records[f"{root}data/{key}"])
             nbytes = length * dtype.itemsize
-            part = mapped[start : start + nbytes]
-            if len(part) != nbytes or nbytes > size:
+            if nbytes > size:
                 raise ValueError("a tensor reaches beyond its numbers")
+            part = mapped[start : start + nbytes]
             # torch aligns its records; copy one that something else has moved.
             return (part.clone() if start % dtype.itemsize else part).view(dtype)
 
@@ -193,16 +193,14 @@ def _place(file: BinaryIO, record: zipfile.ZipInfo) -> tuple[int, int]:
     return record.header_offset + LOCAL_HEADER + name + extra, record.file_size
 
 
-def _read_legacy(path: Path, file: BinaryIO) -> Any:
+def _read_legacy(file: BinaryIO) -> Any:
     """Five pickles in a row: magic number, version, system, content, keys; then the numbers."""
-    whole, numbers = path.stat().st_size, {}
+    numbers = {}
 
     def storage(
         dtype: torch.dtype, key: str, _location: Any, length: int, view: Any = None
     ) -> Tensor:
         if key not in numbers:
-            if sum(n.nbytes for n in numbers.values()) + length * dtype.itemsize > whole:
-                raise ValueError("more numbers than the file has bytes")
             numbers[key] = torch.empty(length, dtype=dtype)  # filled below
         _, start, size = view or (None, 0, length)
         return numbers[key][start : start + size]
@@ -215,7 +213,9 @@ def _read_legacy(path: Path, file: BinaryIO) -> Any:
     _check_byteorder(following()["little_endian"])
     content = following()
     for key in following():
-        _fill(numbers[key], file)
+        _fill(numbers.pop(key), file)
+    if numbers:
+        raise EOFError("it lacks some numbers")
     return content
 
 

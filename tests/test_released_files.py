@@ -240,7 +240,7 @@ def foreign(kind: str, path: Path) -> None:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("readme.txt", "nothing")
     elif kind == "compressed":
-        torch.save(torch.ones(1000), path)
+        torch.save({"zeros": torch.zeros(1000), "more": torch.randn(2000)}, path)
         with zipfile.ZipFile(path) as archive:
             records = {name: archive.read(name) for name in archive.namelist()}
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -290,16 +290,21 @@ class Claimed:
 def test_tensors_that_claim_more_than_their_numbers_are_refused(
     length, offset, size, stride, tmp_path
 ):
-    def write(length, *claim):
+    def write(pad, length, *claim):
         file = io.BytesIO()
         Claim(file, length).dump(Claimed(*claim))
         with zipfile.ZipFile(zipped(file.getvalue(), tmp_path / "x.pth"), "a") as archive:
+            archive.writestr(
+                "archive/pad", b" " * pad
+            )  # numbers on an odd place, or on an even one
             archive.writestr("archive/data/0", torch.arange(4.0).numpy().tobytes())
+            archive.writestr("archive/data/1", torch.arange(40.0).numpy().tobytes())
         return tmp_path / "x.pth"
 
-    assert released.read(write(4, 1, (3,), (1,))).tolist() == [1, 2, 3]
-    with pytest.raises(ValueError, match="^cannot read x.pth [^\n]*$"):
-        released.read(write(length, offset, size, stride))
+    for pad in range(4):
+        assert released.read(write(pad, 4, 1, (3,), (1,))).tolist() == [1, 2, 3]
+        with pytest.raises(ValueError, match="^cannot read x.pth [^\n]*$"):
+            released.read(write(pad, length, offset, size, stride))
 
 
 def test_a_deepspeed_folder_is_recognized_and_its_user_told_what_to_do(tmp_path):
