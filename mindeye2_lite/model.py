@@ -10,6 +10,7 @@ and `save` writes files that the released code could load. Read with notebook 02
 
 import copy
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mindeye2_lite import paths
+from mindeye2_lite import paths, released
 from mindeye2_lite.backbone import Backbone, Output
 from mindeye2_lite.config import Config
 from mindeye2_lite.low_level import GRID_CHANNELS, WIDTHS
@@ -87,16 +88,24 @@ class MindEye2(nn.Module):
         """A model from a checkpoint's file or state dict; every size is read off the weights.
 
         `subjects` names the ridge maps in the order they lie in the file; else the names that
-        `save` wrote, else 0, 1, … Files without ridge maps (one released pretraining has none)
-        give a model that knows nobody yet. Everything is taken as float32. ValueError in one line
-        for a file that is not such a checkpoint.
+        `save` wrote, else their places in the file: 0, 1, … Files without ridge maps (the released
+        1024-wide pretraining is too small for seven) give a model that knows nobody yet. Prefixes
+        of DDP and torch.compile go. Everything is taken as float32, tensor by tensor, so that
+        memory holds the model once. ValueError in one line for anything but such a checkpoint; no
+        code of the file runs (see `released`). Official: needs DeepSpeed, and the sizes as flags.
         """
-        state, names = _read(weights)
-        num_voxels = _named_voxels(state, subjects if subjects is not None else names)
+        state, names = released.weights(weights)
+        state, places = _without_gaps(state)
+        try:
+            num_voxels = _named_voxels(state, names or places if subjects is None else subjects)
+            sizes = _sizes(state)
+        except KeyError as error:
+            raise ValueError(f"these are not the weights of a MindEye2: no {error}") from error
         with torch.device("meta"):
-            model = cls(num_voxels, **_sizes(state))
+            model = cls(num_voxels, **sizes)
         _check_fit(model, state)
-        model.load_state_dict(state, strict=True, assign=True)
+        own = {key: _own(value) for key, value in state.items()}
+        model.load_state_dict(own, strict=True, assign=True)
         return model
 
     @classmethod
@@ -136,8 +145,9 @@ class MindEye2(nn.Module):
         """Write the weights as safetensors, with the subjects' names, beside and then renamed."""
         from safetensors.torch import save_file
 
+        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         # The rotary frequencies are one tensor under several names, which the format refuses.
-        state = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
+        state |= {k: v.clone() for k, v in state.items() if k.endswith("rotary_emb.freqs")}
         with paths.write_beside(Path(path)) as beside:
             save_file(state, beside, metadata={"subjects": json.dumps(self.subjects)})
         return Path(path)
@@ -145,21 +155,18 @@ class MindEye2(nn.Module):
 
 def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     layer = "diffusion_prior.net.causal_transformer.layers"
-    try:
-        wide, hidden = state["backbone.backbone_linear.weight"].shape
-        dim = len(state["backbone.clip_proj.0.weight"])
-        return {
-            "hidden": hidden,
-            "dim": dim,
-            "tokens": wide // dim,
-            "backbone": "released" if _count(state, "backbone.mixer_blocks2") else "residual",
-            "blocks": _count(state, "backbone.mixer_blocks1"),
-            "prior_depth": _count(state, layer),
-            "prior_dim_head": state[f"{layer}.0.0.null_kv"].shape[1],
-            "timesteps": len(state["diffusion_prior.noise_scheduler.betas"]),
-        } | _low_level_sizes(state)
-    except KeyError as error:
-        raise ValueError(f"these are not the weights of a MindEye2: there is no {error}") from error
+    wide, hidden = state["backbone.backbone_linear.weight"].shape
+    dim = len(state["backbone.clip_proj.0.weight"])
+    return {
+        "hidden": hidden,
+        "dim": dim,
+        "tokens": wide // dim,
+        "backbone": "released" if _count(state, "backbone.mixer_blocks2") else "residual",
+        "blocks": _count(state, "backbone.mixer_blocks1"),
+        "prior_depth": _count(state, layer),
+        "prior_dim_head": state[f"{layer}.0.0.null_kv"].shape[1],
+        "timesteps": len(state["diffusion_prior.noise_scheduler.betas"]),
+    } | _low_level_sizes(state)
 
 
 def _low_level_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -175,9 +182,18 @@ def _low_level_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _named_voxels(state: Mapping[str, Tensor], subjects: Sequence[int] | None) -> dict[int, int]:
-    n = _count(state, "ridge.linears")
-    subjects = list(range(n)) if subjects is None else list(subjects)
+def _without_gaps(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[int]]:
+    """The weights with their ridge maps counted from 0, and the places that they had before."""
+    place = re.compile(r"(?<=^ridge\.linears\.)\d+")
+    places = sorted({int(found[0]) for key in state if (found := place.search(key))})
+    return {
+        place.sub(lambda found: str(places.index(int(found[0]))), key): weight
+        for key, weight in state.items()
+    }, places
+
+
+def _named_voxels(state: Mapping[str, Tensor], subjects: Sequence[int]) -> dict[int, int]:
+    n, subjects = _count(state, "ridge.linears"), list(subjects)
     if len(subjects) != n or subjects != sorted(set(subjects)):
         raise ValueError(
             f"the weights hold {n} ridge maps in ascending order, got subjects {subjects}"
@@ -208,40 +224,9 @@ def _shape(shape: torch.Size | None) -> str:
     return "nothing" if shape is None else str(tuple(shape))
 
 
-def _read(weights: str | Path | Mapping[str, Any]) -> tuple[dict[str, Tensor], list[int] | None]:
-    """The state dict in float32, and the subjects' names if the file has them."""
-    names = None
-    if not isinstance(weights, Mapping):
-        weights, names = _open(Path(weights))
-    weights = weights.get("model_state_dict", weights)
-    return {k: _own(v) for k, v in weights.items()}, names
-
-
 def _own(weight: Tensor) -> Tensor:
     """A copy, so that training the model does not change what it was made from."""
     return weight.detach().to(torch.float32, copy=True)
-
-
-def _open(path: Path) -> tuple[Mapping[str, Any], list[int] | None]:
-    """Open a file without running code from it."""
-    if not path.is_file():
-        raise ValueError(f"there is no weights file {path}")
-    try:
-        if path.suffix == ".safetensors":
-            return _open_safetensors(path)
-        return torch.load(path, map_location="cpu", weights_only=True), None
-    except Exception as error:
-        line = str(error).strip().split("\n")[0]
-        raise ValueError(f"cannot read {path.name} as weights alone: {line}") from error
-
-
-def _open_safetensors(path: Path) -> tuple[Mapping[str, Any], list[int] | None]:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        subjects = (file.metadata() or {}).get("subjects")
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    return state, subjects and json.loads(subjects)
 
 
 @contextmanager

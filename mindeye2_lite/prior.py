@@ -90,27 +90,18 @@ class DiffusionPrior(nn.Module):
         tokens: Float[Tensor, "batch n dim"],
         noise: Float[Tensor, "batch n dim"],
         *,
+        every_time: bool = False,
         guidance_scale: float = 1.0,
     ) -> tuple[Float[Tensor, "batch n dim"], Float[Tensor, "batch n dim"]]:
-        """One DDIM step (eta = 1) from time t to t_next: the next noisy tokens, and x₀ as seen now.
+        """One random step from time t to t_next: the next noisy tokens, and x₀ as seen now.
 
-        `t_next < 0` ends the walk at x₀.
+        DDIM with eta = 1, which may leave times out; DDPM where `every_time` is walked (t_next is
+        then t − 1). `t_next < 0` ends the walk: at x₀, whatever the noise.
         """
         predicted = self(noisy, _times(t, noisy), tokens, guidance_scale=guidance_scale)
+        if every_time:
+            return self.noise_scheduler.ddpm_step(noisy, predicted, t, noise), predicted
         return self.noise_scheduler.ddim_step(noisy, predicted, t, t_next, noise), predicted
-
-    def ancestral_step(
-        self,
-        noisy: Float[Tensor, "batch n dim"],
-        t: int,
-        tokens: Float[Tensor, "batch n dim"],
-        noise: Float[Tensor, "batch n dim"],
-        *,
-        guidance_scale: float = 1.0,
-    ) -> tuple[Float[Tensor, "batch n dim"], Float[Tensor, "batch n dim"]]:
-        """One DDPM step from t to t − 1: the next noisy tokens, and x₀ as seen now."""
-        predicted = self(noisy, _times(t, noisy), tokens, guidance_scale=guidance_scale)
-        return self.noise_scheduler.ddpm_step(noisy, predicted, t, noise), predicted
 
     @torch.no_grad()
     def sample(
@@ -121,22 +112,41 @@ class DiffusionPrior(nn.Module):
         generator: torch.Generator,
         guidance_scale: float = 1.0,
     ) -> Float[Tensor, "batch n dim"]:
-        """Image tokens for the brain's tokens, from pure noise.
+        """Image tokens for the brain's tokens, from pure noise, as the released code samples them.
 
         Fewer steps than the schedule has: DDIM (20 steps make 19 calls, from t = 94). None, or as
         many as the schedule has: all of them, DDPM. Noise is drawn where the generator lives, so
         that a CPU generator gives the same pictures on every machine.
         """
-        schedule = self.noise_scheduler.times(num_inference_steps)
-        every_step = len(schedule) > len(self.noise_scheduler.betas)
+        times = self.noise_scheduler.times(num_inference_steps)
+        every_time = len(times) > len(self.noise_scheduler.betas)
         noisy = _normal_like(tokens, generator)
-        for t, t_next in zip(schedule[:-1], schedule[1:], strict=True):
+        for t, t_next in zip(times[:-1], times[1:], strict=True):
             noise = _normal_like(tokens, generator) if t_next >= 0 else torch.zeros_like(tokens)
+            walk = noisy, t, t_next, tokens, noise
+            noisy, _ = self.step(*walk, every_time=every_time, guidance_scale=guidance_scale)
+        return noisy
+
+    @torch.no_grad()
+    def sample_deterministic(
+        self,
+        tokens: Float[Tensor, "batch n dim"],
+        num_inference_steps: int = 10,
+        *,
+        generator: torch.Generator,
+        guidance_scale: float = 1.0,
+    ) -> Float[Tensor, "batch n dim"]:
+        """Image tokens from one draw of noise and no more: DDIM with eta = 0. Ours.
+
+        As many calls of the network as steps, from t = 99, and every ᾱ at its own time (the
+        released steps are off by one, see `NoiseSchedule.ddim_step`). Ten is half of the released
+        calls and otherwise a choice. The released prior was never judged by these samples.
+        """
+        times = self.noise_scheduler.even_times(num_inference_steps)
+        noisy = _normal_like(tokens, generator)
+        for t, t_next in zip(times[:-1], times[1:], strict=True):
             predicted = self(noisy, _times(t, noisy), tokens, guidance_scale=guidance_scale)
-            if every_step:
-                noisy = self.noise_scheduler.ddpm_step(noisy, predicted, t, noise)
-            else:
-                noisy = self.noise_scheduler.ddim_step(noisy, predicted, t, t_next, noise)
+            noisy = self.noise_scheduler.deterministic_step(noisy, predicted, t, t_next)
         return noisy
 
 
@@ -180,6 +190,13 @@ class NoiseSchedule(nn.Module):
         steps = torch.linspace(-1, total, num_inference_steps + 1, device="cpu")[:-1]
         return steps.int().tolist()[::-1]
 
+    def even_times(self, num_inference_steps: int) -> list[int]:
+        """As many times as steps, evenly down from the last, then −1. ValueError if too many."""
+        total = len(self.betas)
+        if not 1 <= num_inference_steps <= total:
+            raise ValueError(f"num_inference_steps must be 1 to {total}, got {num_inference_steps}")
+        return [total * k // num_inference_steps - 1 for k in range(num_inference_steps, -1, -1)]
+
     def add_noise(
         self,
         image_tokens: Float[Tensor, "batch n dim"],
@@ -216,6 +233,16 @@ class NoiseSchedule(nn.Module):
         mean = self.posterior_mean_coef1[t] * predicted + self.posterior_mean_coef2[t] * noisy
         spread = (0.5 * self.posterior_log_variance_clipped[t]).exp() if t > 0 else 0.0
         return mean + spread * noise
+
+    def deterministic_step(
+        self, noisy: Tensor, predicted: Tensor, t: int, t_next: int
+    ) -> Float[Tensor, "batch n dim"]:
+        """√ᾱ'·x₀ + √(1 − ᾱ')·ε with the ε that makes `noisy` of x₀ at t; x₀ where t_next < 0."""
+        if t_next < 0:
+            return predicted
+        signal, spread = self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod
+        epsilon = (noisy - signal[t] * predicted) / spread[t]
+        return signal[t_next] * predicted + spread[t_next] * epsilon
 
 
 class PriorNetwork(nn.Module):

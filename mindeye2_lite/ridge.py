@@ -40,6 +40,8 @@ class SharedSubjectRidge(nn.Module):
     def linear(self, subject: int) -> nn.Linear:
         """That subject's map."""
         if subject not in self.subjects:
-            known = ", ".join(map(str, self.subjects)) or "nobody (fine-tune it first)"
+            pairs = zip(self.subjects, self.linears, strict=True)
+            known = ", ".join(f"{s} ({linear.in_features} voxels)" for s, linear in pairs)
+            known = known or "nobody (fine-tune it first)"
             raise ValueError(f"no ridge map for subject {subject}: this model knows {known}")
         return self.linears[self.subjects.index(subject)]

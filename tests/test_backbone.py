@@ -1,15 +1,9 @@
 """The published blocks are constants; the paper's blocks work."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from mindeye2_lite.backbone import Backbone
-from mindeye2_lite.model import MindEye2
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture
@@ -21,14 +15,6 @@ def released() -> Backbone:
 def residual() -> Backbone:
     torch.manual_seed(0)
     return Backbone(32, 4, 16, blocks=3, kind="residual").eval()
-
-
-def test_it_computes_what_the_released_code_computes():
-    values = load_file(GOLDEN / "values.safetensors")
-    model = MindEye2.from_released(GOLDEN / "weights.safetensors").eval()
-    out = model.backbone(values["ridge"].squeeze(1))
-    torch.testing.assert_close(out.tokens, values["backbone"], atol=2e-6, rtol=1e-5)
-    torch.testing.assert_close(out.retrieval, values["clip_voxels"], atol=5e-6, rtol=1e-5)
 
 
 def test_noise_in_the_released_mixers_of_the_latent_changes_no_bit(released):

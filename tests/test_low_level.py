@@ -1,23 +1,9 @@
 """The low-level head's upsampler is diffusers' VAE decoder, in torch alone."""
 
-from pathlib import Path
-
 import torch
-from safetensors.torch import load_file
 
 from mindeye2_lite.backbone import Backbone
 from mindeye2_lite.low_level import Upsampler
-from mindeye2_lite.model import MindEye2
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-def test_it_computes_what_the_released_code_computes():
-    values = load_file(GOLDEN / "values.safetensors")
-    model = MindEye2.from_released(GOLDEN / "weights.safetensors").eval()
-    out = model.backbone(values["ridge"].squeeze(1))
-    torch.testing.assert_close(out.low_level, values["blur_latent"], atol=5e-5, rtol=1e-4)
-    torch.testing.assert_close(out.low_level_features, values["blur_aux"], atol=5e-5, rtol=1e-4)
 
 
 def test_it_has_as_many_parameters_as_the_released_one():

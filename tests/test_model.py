@@ -1,17 +1,13 @@
-"""The whole model has the released names and sizes, and the released numbers come out."""
+"""Models are made from a config and a seed, fine-tuned from others, kept and opened again."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from mindeye2_lite.config import Config
 from mindeye2_lite.model import MindEye2
 
-GOLDEN = Path(__file__).parent / "golden"
-VOXELS = dict(enumerate((15724, 14278, 15226, 13153, 13039, 17907, 12682, 14386), start=1))
 TINY = replace(
     Config.lite(),
     hidden=16,
@@ -22,108 +18,6 @@ TINY = replace(
     prior_depth=2,
     prior_dim_head=8,
 )
-
-
-def released_keys() -> dict[str, tuple[int, dict[str, tuple[int, ...]]]]:
-    """Name of a released model -> its number of parameters and the shape of every weight."""
-    models = {}
-    for line in (GOLDEN / "released_keys.txt").read_text().splitlines():
-        *first, last = line.split()
-        if first[0] == "#":
-            shapes = {}
-            models[first[1]] = int(last), shapes
-        else:
-            shapes[first[0]] = tuple(map(int, last.split("x")))
-    return models
-
-
-def golden_weights() -> dict[str, torch.Tensor]:
-    return load_file(GOLDEN / "weights.safetensors")
-
-
-def shapes_of(model: MindEye2) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
-
-
-@pytest.mark.parametrize(
-    ("name", "config", "subjects"),
-    [
-        ("paper_subject_1", Config.paper(), [1]),
-        ("paper_subjects_2_to_8", Config.paper(), range(2, 9)),
-        ("colab_subjects_2_to_8", Config.colab(), range(2, 9)),
-    ],
-)
-def test_full_size_models_have_the_released_names_shapes_and_counts(name, config, subjects):
-    count, shapes = released_keys()[name]
-    with torch.device("meta"):
-        model = MindEye2.from_config(config, {s: VOXELS[s] for s in subjects})
-    assert list(shapes_of(model).items()) == list(shapes.items())
-    assert sum(p.numel() for p in model.parameters()) == count
-
-
-def test_the_small_released_model_has_its_names_and_count_with_and_without_low_level_head():
-    for name, drop in (("small", ()), ("small_no_low_level", ("backbone.b", "ridge.linears.1."))):
-        count, shapes = released_keys()[name]
-        weights = {
-            k: v
-            for k, v in golden_weights().items()
-            if not k.startswith(drop or "-") or k.startswith("backbone.backbone_linear")
-        }
-        model = MindEye2.from_released(weights)
-        assert shapes_of(model) == shapes
-        assert sum(p.numel() for p in model.parameters()) == count
-
-
-def test_the_released_numbers_come_out_for_every_subject():
-    values = load_file(GOLDEN / "values.safetensors")
-    model = MindEye2.from_released(GOLDEN / "weights.safetensors", subjects=(3, 5)).eval()
-    voxels = {3: values["voxels.0"].squeeze(1), 5: values["voxels.1"].squeeze(1)}
-    assert model.subjects == (3, 5)
-    for i, subject in enumerate(model.subjects):
-        out, rows = model(voxels[subject], subject=subject), slice(3 * i, 3 * i + 3)
-        close = {"atol": 5e-5, "rtol": 1e-4}
-        torch.testing.assert_close(out.tokens, values["backbone"][rows], **close)
-        torch.testing.assert_close(out.retrieval, values["clip_voxels"][rows], **close)
-        torch.testing.assert_close(out.low_level, values["blur_latent"][rows], **close)
-        torch.testing.assert_close(out.low_level_features, values["blur_aux"][rows], **close)
-
-
-def test_released_weights_load_strictly_and_export_unchanged(tmp_path):
-    released = golden_weights()
-    path = MindEye2.from_released(released, subjects=(2, 7)).save(tmp_path / "model.safetensors")
-    exported = load_file(path)
-    assert exported.keys() == released.keys()
-    assert all(torch.equal(exported[key], released[key].float()) for key in released)
-    assert MindEye2.from_released(path).subjects == (2, 7)
-
-
-def test_a_pth_file_of_tensors_loads_and_one_of_objects_is_refused_in_one_line(tmp_path):
-    torch.save({"epoch": 149, "model_state_dict": golden_weights()}, tmp_path / "last.pth")
-    assert MindEye2.from_released(tmp_path / "last.pth").subjects == (0, 1)
-    torch.save(
-        {"model_state_dict": golden_weights(), "optimizer": Config()}, tmp_path / "objects.pth"
-    )
-    with pytest.raises(ValueError, match="^cannot read objects.pth as weights alone[^\n]*$"):
-        MindEye2.from_released(tmp_path / "objects.pth")
-
-
-def test_weights_that_do_not_fit_are_named_in_one_line():
-    weights = golden_weights()
-    del weights["backbone.clip_proj.5.bias"]
-    with pytest.raises(ValueError, match=r"^1 weights do not fit[^\n]*clip_proj.5.bias[^\n]*$"):
-        MindEye2.from_released(weights)
-    with pytest.raises(ValueError, match="^these are not the weights of a MindEye2[^\n]*$"):
-        MindEye2.from_released({"something": torch.zeros(3)})
-    with pytest.raises(ValueError, match="^the weights hold 2 ridge maps [^\n]*$"):
-        MindEye2.from_released(golden_weights(), subjects=(1,))
-
-
-def test_weights_without_ridge_maps_give_a_model_that_knows_nobody_yet():
-    shared = {k: v for k, v in golden_weights().items() if not k.startswith("ridge")}
-    model = MindEye2.from_released(shared)
-    assert model.subjects == ()
-    tuned = MindEye2.fine_tune_from(model, subject=1, num_voxels=25)
-    assert tuned(torch.randn(2, 25), subject=1).tokens.shape == (2, 4, 16)
 
 
 def test_fine_tuning_starts_from_everything_shared_and_the_first_bias():

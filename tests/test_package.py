@@ -25,7 +25,7 @@ REPOSITORY = PROJECT["project"]["urls"]["Repository"]
 # A module may import modules of its own row and of those above.
 ROWS = """
 config paths
-ridge backbone low_level prior losses
+ridge backbone low_level prior losses released
 retrieval metrics captions_metrics
 viz teaching
 sprites painting backdrops scenes
@@ -41,7 +41,7 @@ book doctor
 cli
 """
 ROW = {name: row for row, line in enumerate(ROWS.split("\n")) for name in line.split()}
-MODEL = {"ridge", "backbone", "low_level", "prior", "losses"}  # read, tested, cited alone
+MODEL = {"ridge", "backbone", "low_level", "prior", "losses", "released"}  # read and cited alone
 LARGE = {"diffusers", "transformers", "open_clip"}  # take seconds to import
 FOR_NOTEBOOKS = {"viz", "teaching"}
 

@@ -28,5 +28,6 @@ def test_a_wrong_number_of_voxels_names_both_numbers(ridge):
 
 
 def test_an_unknown_subject_is_told_who_there_is(ridge):
-    with pytest.raises(ValueError, match="^no ridge map for subject 1: this model knows 2, 7$"):
+    known = r"2 \(20 voxels\), 7 \(30 voxels\)"
+    with pytest.raises(ValueError, match=f"^no ridge map for subject 1: this model knows {known}$"):
         ridge(torch.randn(3, 20), 1)
