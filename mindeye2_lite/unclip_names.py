@@ -105,11 +105,9 @@ def _unet_place(name: str) -> tuple[str, str]:
 def _vae_name(name: str, levels: int) -> str:
     for pattern, new in _VAE.items():
         name = re.sub(pattern, new, name)
-
-    def reversed_order(match: re.Match) -> str:  # sgm counts the decoder's levels from the finest
-        return f"up_blocks.{levels - 1 - int(match[1])}."
-
-    return re.sub(r"\bup_blocks\.(\d+)\.", reversed_order, name)
+    if match := re.search(r"\bup_blocks\.(\d+)\.", name):  # sgm counts from the finest level
+        name = name.replace(match[0], f"up_blocks.{levels - 1 - int(match[1])}.")
+    return name
 
 
 # ---- sizes -------------------------------------------------------------------------------------

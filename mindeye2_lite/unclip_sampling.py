@@ -68,7 +68,9 @@ def euler(
     return noisy
 
 
-def _guided(denoiser: Denoiser, scaled: Tensor, t: Tensor, both: Tensor, guidance: float) -> Tensor:
+def _guided(
+    denoiser: Denoiser, scaled: Tensor, t: Tensor, both: Tensor, guidance: float | int
+) -> Tensor:
     """The predicted noise, pushed away from what the unconditional tokens predict."""
     noise = denoiser(torch.cat([scaled, scaled]), t.expand(len(both)).to(scaled.device), both)
     away, towards = noise.chunk(2)
