@@ -125,13 +125,13 @@ def load_released(
     """The real SDXL unCLIP, from `unclip6_epoch0_step110000.ckpt`, .safetensors or its folder.
 
     The first time it is converted into the folder `out`, below the cache if none is named (see
-    `unclip_released.convert`). The UNet takes `dtype`: bfloat16 or float16 halve its 10 GB, as
-    the released code ran in float16. The VAE stays in float32, where SDXL's does not overflow, and
-    decodes one picture at a time. `channels_last` is often faster on a GPU. For small cards:
-    `offload` keeps on the device only the network that is at work, and `tiling` lets the VAE
-    decode in overlapping tiles, which changes pictures a little. `head_size` is the one size that
-    the file does not tell. Not yet run on a GPU, or with the released file. ValueError in one line
-    for another or an incomplete file.
+    `unclip_released.convert`). The UNet takes `dtype`: bfloat16 or float16 halve its 10 GB (the
+    released code ran under float16 autocast). The VAE stays in float32, as SDXL's overflows in
+    float16, and decodes one picture at a time. `channels_last` is often faster on a GPU. For small
+    cards: `offload` keeps on the device only the network that is at work, and `tiling` lets the
+    VAE decode in overlapping tiles, which changes pictures a little. `head_size` is the one size
+    that the file does not tell. Not yet run on a GPU, or with the released file. ValueError in one
+    line for another or an incomplete file.
     """
     folder = unclip_released.convert(path, out, head_size=head_size)
     unet, network = unclip_released.networks(folder, dtype, channels_last=channels_last)
@@ -160,8 +160,9 @@ def _place(unet: nn.Module, vae: Vae, device: torch.device, offload: bool) -> No
         return
     from accelerate import cpu_offload_with_hook
 
-    _, hook = cpu_offload_with_hook(unet, device)
-    cpu_offload_with_hook(vae.network, device, prev_module_hook=hook)
+    _, first = cpu_offload_with_hook(unet, device)
+    _, second = cpu_offload_with_hook(vae.network, device, prev_module_hook=first)
+    first.hook.prev_module_hook = second  # the VAE makes room for the next batch
 
 
 def conditioned(

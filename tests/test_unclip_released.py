@@ -1,6 +1,7 @@
 """The released SDXL unCLIP becomes diffusers' networks: all names, all shapes, the same numbers."""
 
 import ast
+import functools
 import gzip
 import os
 import shutil
@@ -244,14 +245,18 @@ def test_with_offloading_a_network_is_on_the_device_only_while_it_works(ckpt, tm
 
     assert spare.device == torch.device("meta")
     assert places() == {"unet": "cpu", "vae": "cpu"}
-    inputs = (torch.empty_like(VALUES[name], device="meta") for name in ("x", "t", "context"))
-    with torch.no_grad():
-        unclip.conditioned(spare.unet, spare.size_ids)(*inputs)
+    inputs = [torch.empty_like(VALUES[name], device="meta") for name in ("x", "t", "context")]
+    denoiser = torch.no_grad()(unclip.conditioned(spare.unet, spare.size_ids))
+    denoiser(*inputs)
     assert places() == {"unet": "meta", "vae": "cpu"}
-    networks["vae"]._hf_hook.prev_module_hook.offload = lambda: sent_away.append("unet")
+    for working, waiting in (("vae", "unet"), ("unet", "vae")):
+        before = networks[working]._hf_hook.prev_module_hook
+        before.offload = functools.partial(sent_away.append, waiting)
     spare.vae.decode_raw(torch.empty(1, 4, 8, 8, device="meta"))
     assert places()["vae"] == "meta"
     assert sent_away == ["unet"]
+    denoiser(*inputs)
+    assert sent_away == ["unet", "vae"]
 
 
 def test_offloading_changes_no_picture(ckpt, drawn, tmp_path):
