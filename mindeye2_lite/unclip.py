@@ -6,22 +6,33 @@
 
 The sampling loop is the released one to the letter: 38 Euler steps over explicit timesteps,
 guidance 5 against *random* unconditional tokens, offset noise, and 0.8 y + 0.2 at the end, which
-undoes the encoder's washed-out range. Read with notebook 08.
+undoes the encoder's washed-out range. Any of diffusers' schedulers for noise prediction can take
+its place. `load` gives a miniature, `load_released` the real SDXL unCLIP. Read with notebook 08.
 """
 
 import functools
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from mindeye2_lite import unclip_released
 from mindeye2_lite.encoders import Vae, _known, frozen, load_weights, vae
+from mindeye2_lite.unclip_sampling import TRAIN_STEPS as TRAIN_STEPS
+from mindeye2_lite.unclip_sampling import (
+    Denoiser,
+    build_scheduler,
+    euler,
+    scheduled,
+    sigmas,
+    timesteps,
+)
 
-TRAIN_STEPS = 1000
+VAE_SCALE = 0.13025  # SDXL's: latents of unit variance
 NOISE_OFFSET = 0.04  # one scalar per picture, added to all of its noise
 CONTRAST, BRIGHTNESS = 0.8, 0.2  # the released rescale of the decoded picture
 
@@ -38,55 +49,6 @@ UNETS = {  # as SDXL's, smaller: what differs from one to the next
     "mini-vd": _NARROW
     | {"cross_attention_dim": 96, "projection_class_embeddings_input_dim": 4 * SIZE_DIM},
 }
-
-Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]  # noisy, timestep, condition -> noise
-
-
-# ---- noise levels ------------------------------------------------------------------------------
-
-
-@functools.cache
-def sigmas() -> Float[Tensor, " 1000"]:
-    """σ of the 1,000 training steps, ascending: √((1−ᾱ)/ᾱ) for β linear in its square root."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, TRAIN_STEPS, dtype=torch.float64) ** 2
-    kept = torch.cumprod(1 - betas, dim=0)
-    return ((1 - kept) / kept).sqrt().float()
-
-
-def timesteps(num_inference_steps: int) -> Int[Tensor, " steps"]:
-    """The released spacing, 999, 972, 946, ... for 38 steps: not one of diffusers' modes."""
-    steps = torch.linspace(TRAIN_STEPS - 1, 0, num_inference_steps + 1, dtype=torch.float64)
-    return steps[:-1].long()
-
-
-def euler(
-    denoiser: Denoiser,
-    noisy: Float[Tensor, "batch channels height width"],
-    times: Int[Tensor, " steps"],
-    condition: Tensor,
-    unconditional: Tensor,
-    *,
-    guidance_scale: float | int = 5.0,
-    progress: bool = False,
-    keep: list[Tensor] | None = None,
-) -> Float[Tensor, "batch channels height width"]:
-    """Euler's method along dx/dσ = (x − D(x, σ)) / σ, from σ of the first time down to zero.
-
-    D = D_u + g (D_c − D_u) with D(x, σ) = x − σ ε(x / √(σ² + 1), t). Given a list, `keep` collects
-    the predicted clean latents of every step.
-    """
-    levels = torch.cat([sigmas()[times], torch.zeros(1)]).tolist()
-    both = torch.cat([unconditional, condition])
-    bar = tqdm(times, disable=not progress)
-    for t, sigma, following in zip(bar, levels[:-1], levels[1:], strict=True):
-        scaled = noisy / math.sqrt(sigma**2 + 1)
-        noise = denoiser(torch.cat([scaled, scaled]), t.expand(len(both)).to(noisy.device), both)
-        away, towards = noise.chunk(2)
-        guided = away + guidance_scale * (towards - away)
-        if keep is not None:
-            keep.append(noisy - sigma * guided)
-        noisy = noisy + (following - sigma) * guided
-    return noisy
 
 
 # ---- networks ----------------------------------------------------------------------------------
@@ -123,17 +85,23 @@ def load_unet(name: str, device: str = "cpu") -> nn.Module:
 
 @dataclass(frozen=True)
 class Decoder:
-    """A UNet, its VAE, and the picture's sizes that it is told (height, width, crop top, left)."""
+    """A UNet, its VAE, and the picture's sizes that it is told (height, width, crop top, left).
+
+    `batch` is how many pictures `decode` makes at once, if it is not told otherwise.
+    """
 
     unet: nn.Module
     vae: Vae
     size_ids: tuple[int, ...] = (64, 64, 0, 0)
     side: int = 16  # of the latents
     name: str = "mini-unclip"
+    batch: int = 32
 
     @property
     def device(self) -> torch.device:
-        return next(self.unet.parameters()).device
+        """Where it computes; with offloading, its weights may be elsewhere."""
+        hook = getattr(self.unet, "_hf_hook", None)
+        return torch.device(hook.execution_device) if hook else next(self.unet.parameters()).device
 
 
 def load(name: str = "mini-unclip", device: str = "cpu") -> Decoder:
@@ -142,17 +110,73 @@ def load(name: str = "mini-unclip", device: str = "cpu") -> Decoder:
     return Decoder(load_unet(name, device), vae("mini-vae", device), name=name)
 
 
+def load_released(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    out: str | Path | None = None,
+    pixels: int = 768,
+    head_size: int = 64,
+    channels_last: bool = False,
+    offload: bool = False,
+    tiling: bool = False,
+) -> Decoder:
+    """The real SDXL unCLIP, from `unclip6_epoch0_step110000.ckpt`, .safetensors or its folder.
+
+    The first time it is converted into the folder `out`, below the cache if none is named (see
+    `unclip_released.convert`). The UNet takes `dtype`: bfloat16 or float16 halve its 10 GB (the
+    released code ran under float16 autocast). The VAE stays in float32, as SDXL's overflows in
+    float16, and decodes one picture at a time. `channels_last` is often faster on a GPU. For small
+    cards: `offload` keeps on the device only the network that is at work, and `tiling` lets the
+    VAE decode in overlapping tiles, which changes pictures a little. `head_size` is the one size
+    that the file does not tell. Not yet run on a GPU, or with the released file. ValueError in one
+    line for another or an incomplete file.
+    """
+    folder = unclip_released.convert(path, out, head_size=head_size)
+    unet, network = unclip_released.networks(folder, dtype, channels_last=channels_last)
+    network.enable_slicing()
+    side = _latent_side(network, pixels)
+    if tiling:
+        network.enable_tiling()
+        network.tile_sample_min_size, network.tile_latent_min_size = pixels // 2, side // 2
+    result = Vae(network, VAE_SCALE)
+    _place(unet, result, torch.device(device), offload)
+    return Decoder(unet, result, (pixels, pixels, 0, 0), side, "sdxl-unclip", batch=1)
+
+
+def _latent_side(network: nn.Module, pixels: int) -> int:
+    side, left = divmod(pixels, shrinks := 2 ** (len(network.config.block_out_channels) - 1))
+    if left or side < 1:
+        raise ValueError(f"pixels is {pixels}, which is not a multiple of the VAE's {shrinks}")
+    return side
+
+
+def _place(unet: nn.Module, vae: Vae, device: torch.device, offload: bool) -> None:
+    """Both networks on the device, or each only while it works."""
+    if not offload:
+        unet.to(device)
+        vae.to(device)
+        return
+    from accelerate import cpu_offload_with_hook
+
+    _, first = cpu_offload_with_hook(unet, device)
+    _, second = cpu_offload_with_hook(vae.network, device, prev_module_hook=first)
+    first.hook.prev_module_hook = second  # the VAE makes room for the next batch
+
+
 def conditioned(
     unet: nn.Module, size_ids: tuple[int, ...], pooled: Tensor | None = None
 ) -> Denoiser:
     """The UNet as a function of (noisy, timestep, tokens), with its sizes and pooled text fixed."""
 
     def denoiser(noisy: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        batch = len(noisy)
+        batch, dtype = len(noisy), next(unet.parameters()).dtype
         text = noisy.new_zeros(batch, 0) if pooled is None else pooled
         sizes = noisy.new_tensor(size_ids).expand(batch, -1)
-        extra = {"text_embeds": text, "time_ids": sizes}
-        return unet(noisy, t, tokens, added_cond_kwargs=extra, return_dict=False)[0]
+        extra = {"text_embeds": text.to(dtype), "time_ids": sizes}
+        noisy, tokens, kept = noisy.to(dtype), tokens.to(dtype), noisy.dtype  # σ needs float32
+        return unet(noisy, t, tokens, added_cond_kwargs=extra, return_dict=False)[0].to(kept)
 
     return denoiser
 
@@ -165,26 +189,34 @@ def decode(
     generator: torch.Generator,
     num_inference_steps: int = 38,
     guidance_scale: float | int = 5.0,
-    batch: int = 32,
+    scheduler: Any | None = None,
+    batch: int | None = None,
     progress: bool = True,
     keep: list[Tensor] | None = None,
 ) -> Float[Tensor, "n 3 height width"]:
     """Pictures in [0, 1] from image tokens, with noise from the (CPU) generator.
 
-    Official: spec of the released `unclip_recon`, one picture at a time; here in batches.
+    `scheduler` takes the place of the released Euler loop: a diffusers scheduler or the name of
+    its class (see `build_scheduler`). Noise is drawn batch by batch, so that another `batch` gives
+    other pictures. Official: spec of the released `unclip_recon`, one picture at a time.
+    ValueError in one line for tokens of another width than the decoder's.
     """
-    pictures = []
-    for tokens in tqdm(image_tokens.split(batch), "unCLIP", disable=not progress, mininterval=1):
-        noisy, unconditional = _start(decoder, tokens.shape, generator)
-        latents = euler(
-            conditioned(decoder.unet, decoder.size_ids),
-            noisy.to(decoder.device),
-            timesteps(num_inference_steps),
-            tokens.to(decoder.device),
-            unconditional.to(decoder.device),
-            guidance_scale=guidance_scale,
-            keep=keep,
+    width = decoder.unet.config.cross_attention_dim
+    if image_tokens.shape[-1] != width:
+        raise ValueError(
+            f"image tokens are {image_tokens.shape[-1]} wide, {decoder.name} takes {width}"
         )
+    pictures, device, how = [], decoder.device, {"guidance_scale": guidance_scale, "keep": keep}
+    batches = image_tokens.split(batch or decoder.batch)
+    for tokens in tqdm(batches, "unCLIP", disable=not progress, mininterval=1):
+        noisy, unconditional = _start(decoder, tokens.shape, generator)
+        denoiser, noisy = conditioned(decoder.unet, decoder.size_ids), noisy.to(device)
+        both = tokens.to(device), unconditional.to(device)
+        if scheduler is None:
+            latents = euler(denoiser, noisy, timesteps(num_inference_steps), *both, **how)
+        else:
+            walk = build_scheduler(scheduler, num_inference_steps, device)
+            latents = scheduled(denoiser, noisy, walk, *both, generator=generator, **how)
         y = decoder.vae.decode_raw(latents)
         pictures.append((CONTRAST * y + BRIGHTNESS).clamp(0, 1).cpu())
     return torch.cat(pictures)

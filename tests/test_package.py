@@ -29,7 +29,7 @@ ridge backbone low_level prior losses released
 retrieval metrics captions_metrics
 viz teaching
 sprites painting backdrops scenes
-nsd_raw nsd encoders unclip captions refine
+nsd_raw nsd encoders unclip_sampling unclip_names unclip_released unclip captions refine
 voxel_model synthetic
 model
 loop train
