@@ -14,6 +14,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +108,14 @@ def frozen(network: nn.Module, device: str | torch.device = "cpu") -> nn.Module:
     return network.to(device).eval().requires_grad_(False)
 
 
+def precision_of(network: nn.Module) -> AbstractContextManager:
+    """Autocast for a network whose matrices are of half precision; nothing for float32."""
+    weight = next(p for p in network.parameters() if p.ndim > 1)
+    if weight.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(weight.device.type, weight.dtype)
+
+
 def _known(kind: str, name: str, names: Iterable[str]) -> None:
     if name not in names:
         raise ValueError(f"{kind} {name!r} is not available here: choose one of {', '.join(names)}")
@@ -194,8 +203,7 @@ class ImageEncoder(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch tokens dim"]:
-        dtype = self.visual.conv1.weight.dtype
-        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        with precision_of(self.visual):
             return self.tokens(self.preprocess(images)).float()
 
     def tokens(self, pixels: Tensor) -> Tensor:
@@ -515,6 +523,8 @@ def targets(
         made = (_targets_of(images[ids].to(device), config, device) for ids in bar)
         with paths.write_beside(path) as beside:
             _save_rows(made, image_ids, beside)
+        if config.encoder in RELEASED:
+            _forget_released()  # training needs the 6 GB that they take on a GPU
     kept = load_file(path)
     if config.encoder in RELEASED:  # 0.9 MB per picture: float16 as on disk, read when needed
         return Targets(**kept)
@@ -547,6 +557,13 @@ def _targets_of(pictures: Tensor, config: Config, device: str) -> dict[str, Tens
         "aux_augmented": look(_augmentation(config.teacher)(pictures)),
     }
     return {name: value.half().cpu() for name, value in made.items()}
+
+
+def _forget_released() -> None:
+    from mindeye2_lite import released_networks
+
+    for loader in (image_encoder, vae, released_networks.teacher):
+        loader.cache_clear()
 
 
 def _augmentation(teacher: str) -> Features:

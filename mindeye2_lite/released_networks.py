@@ -2,7 +2,7 @@
 
 | name | file in `paths.assets()` | images (batch, 3, 224, 224) to |
 |---|---|---|
-| ViT-bigG-14 | bigG_visual.safetensors, or open_clip's in the Hub's cache | tokens (batch, 256, 1664) |
+| ViT-bigG-14 | bigG_visual.safetensors, or open_clip's own | tokens (batch, 256, 1664) |
 | sd-image-variations-vae | sd_image_var_autoenc.pth | latents (batch, 4, 28, 28) |
 | convnext-xl-vicregl | convnext_xlarge_alpha0.75_fullckpt.pth | features (batch, 49, 512) |
 
@@ -278,6 +278,7 @@ def teacher_name(name: str) -> str:
     return functools.reduce(lambda key, pair: re.sub(*pair, key), TEACHER_NAMES, name)
 
 
+@functools.cache
 def teacher(name: str = "convnext-xl-vicregl", device: str = "cpu") -> Teacher:
     """The frozen teacher. Official: loaded in a bare `try`, so that a wrong file goes unnoticed."""
     path, result = asset(name), Teacher()
