@@ -2,7 +2,7 @@
 
 | name | file in `paths.assets()` | images (batch, 3, 224, 224) to |
 |---|---|---|
-| ViT-bigG-14 | bigG_visual.safetensors, or open_clip's own | tokens (batch, 256, 1664) |
+| ViT-bigG-14 | open_clip's own, or the released unCLIP's | tokens (batch, 256, 1664) |
 | sd-image-variations-vae | sd_image_var_autoenc.pth | latents (batch, 4, 28, 28) |
 | convnext-xl-vicregl | convnext_xlarge_alpha0.75_fullckpt.pth | features (batch, 49, 512) |
 
@@ -25,7 +25,7 @@ from mindeye2_lite import paths
 from mindeye2_lite.encoders import ImageEncoder, Vae, frozen
 
 FILES = {
-    "ViT-bigG-14": "bigG_visual.safetensors",
+    "ViT-bigG-14": "open_clip_model.safetensors",
     "sd-image-variations-vae": "sd_image_var_autoenc.pth",
     "convnext-xl-vicregl": "convnext_xlarge_alpha0.75_fullckpt.pth",
     "bigG_to_L": "bigG_to_L_epoch8.pth",
@@ -35,6 +35,8 @@ REPOSITORIES = {
     "git-large-coco": "microsoft/git-large-coco",
     "sdxl-base": "stabilityai/stable-diffusion-xl-base-1.0",
 }
+UNCLIP = "unclip6_epoch0_step110000.ckpt"  # holds the whole bigG image tower
+IN_UNCLIP = "conditioner.embedders.0.model.visual."
 PREPROCESSING = "224 bicubic, (x+1)/2; 2x-1; 0.485 0.228; augment 1"  # in the key of targets
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 TEACHER_STD = (0.228, 0.224, 0.225)  # the released typo for 0.229
@@ -57,12 +59,17 @@ def asset(name: str) -> Path:
 def read_state(path: Path, *, inside: str | None = None, prefix: str = "") -> dict[str, Tensor]:
     """The tensors of a safetensors or torch file whose names begin with `prefix`, without it.
 
-    `inside` is the key under which a torch file holds them. Runs no code of the file. ValueError in
-    one line if it is cut short, holds more than tensors, or holds none with that prefix.
+    `inside` is the key under which a torch file holds them; a folder holds safetensors. Runs no
+    code of the file. ValueError in one line if it is cut short, holds more than plain containers of
+    tensors and numbers, or holds none with that prefix.
     """
     path = Path(path)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     try:
-        state = _safetensors(path, prefix) if path.suffix == ".safetensors" else _torch(path)
+        if path.suffix == ".safetensors" or path.is_dir():
+            state = {k: v for file in files for k, v in _safetensors(file, prefix).items()}
+        else:
+            state = _torch(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
@@ -136,10 +143,11 @@ def from_hub(load: Callable, name: str, **options) -> Any:
 
 
 def fingerprint(name: str) -> str:
-    """What tells one version of a network's weights from another: file, size and time of change."""
-    path = bigg_file() if name == "ViT-bigG-14" else asset(name)
-    kept = path.stat()
-    return f"{name} {path.name} {kept.st_size} {kept.st_mtime_ns} {PREPROCESSING}"
+    """What tells one version of a network's weights from another: files, sizes, times of change."""
+    path = bigg_source()[0] if name == "ViT-bigG-14" else asset(name)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    kept = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return " ".join([name, *kept, PREPROCESSING])
 
 
 # ---- the image tower ---------------------------------------------------------------------------
@@ -155,10 +163,22 @@ def build_visual(name: str = "ViT-bigG-14") -> nn.Module:
     return CLIP(sizes["embed_dim"], sizes["vision_cfg"], text).visual
 
 
-def bigg_file() -> Path:
-    """The file with bigG's image tower: cut from the unCLIP file, or open_clip's own."""
+def bigg_source() -> tuple[Path, str]:
+    """A file or folder with bigG's image tower, and what its names begin with there.
+
+    In this order: open_clip's file among the assets; the released unCLIP, taken apart or as it is;
+    open_clip's file in the Hub's cache. FileNotFoundError in one line if there is none of them.
+    """
     if (path := paths.assets(FILES["ViT-bigG-14"])).is_file():
-        return path
+        return path, "visual."
+    for index in sorted((paths.cache() / "released").glob("unclip6*/image_tower/*.index.json")):
+        return index.parent, ""
+    if (path := paths.assets(UNCLIP)).is_file():
+        return path, IN_UNCLIP
+    return _from_open_clips_repository(), "visual."
+
+
+def _from_open_clips_repository() -> Path:
     from huggingface_hub import hf_hub_download
 
     def either(repository: str, **options) -> str:
@@ -169,10 +189,14 @@ def bigg_file() -> Path:
 
     try:
         return Path(from_hub(either, "ViT-bigG-14"))
-    except FileNotFoundError:
+    except FileNotFoundError as error:
         if paths.may_download():
             raise
-        return asset("ViT-bigG-14")  # says which file is expected
+        raise FileNotFoundError(
+            f"ViT-bigG-14: no file {paths.assets(FILES['ViT-bigG-14'])}, no {UNCLIP} beside it, "
+            "and none in the Hub's cache: get it with `mindeye2-lite fetch`, or allow downloads "
+            "with MINDEYE2_LITE_DOWNLOAD=1"
+        ) from error
 
 
 def image_encoder(name: str = "ViT-bigG-14", device: str = "cpu") -> ImageEncoder:
@@ -180,10 +204,10 @@ def image_encoder(name: str = "ViT-bigG-14", device: str = "cpu") -> ImageEncode
 
     On a GPU it computes in float16, as the released code always does; elsewhere in float32.
     """
-    path = bigg_file()
+    path, prefix = bigg_source()
     with torch.device("meta"):
         visual = build_visual(name)
-    visual = fill(visual, read_state(path, prefix="visual."), path)  # text and logit scale stay
+    visual = fill(visual, read_state(path, inside="state_dict", prefix=prefix), path)
     if torch.device(device).type == "cuda":
         halve(visual)
     return frozen(ImageEncoder(visual), device)

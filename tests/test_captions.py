@@ -1,6 +1,5 @@
 """Captions come from tokens through a converter and a stock GIT."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -83,7 +82,7 @@ def write_git_large(folder: Path):
     """GIT's classes, small, under the released names: model, tokenizer and converter."""
     from transformers import BertTokenizer, GitConfig, GitForCausalLM
 
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "cat", "##s", "on", "grass"]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "cat", "sits", "on", "grass"]
     (folder / "git-large-coco").mkdir()
     (folder / "vocab.txt").write_text("\n".join(vocabulary))
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder / "git-large-coco")
@@ -114,11 +113,11 @@ def test_the_released_captioner_says_what_git_says_of_the_same_tokens(assets):
         seen = {"pixel_values": converter(tokens)[:, None], "use_cache": False}
         logits = git(input_ids=ids, **seen).logits[:, -1]
         ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
-    words = ["", "[UNK]", "", "", "a", "dog", "cat", "##s", "on", "grass"]
+    words = ["a", "dog", "cat", "sits", "on", "grass"]  # ids from 4, after the marks
     for sentence, said in zip(found, ids.tolist(), strict=True):
         end = said.index(3) if 3 in said else len(said)
-        expected = " ".join(words[i] for i in said[:end] if words[i]).replace(" ##", "")
-        assert sentence == expected.replace("[UNK] ", "").replace(" [UNK]", "").strip("#")
+        assert sentence == " ".join(words[i - 4] for i in said[:end] if i > 3)
+    assert any(found), "at least one of them says something"
     assert captioner.max_length == captions.LONGEST == 20
 
 
@@ -129,4 +128,3 @@ def test_a_missing_part_of_the_captioner_costs_one_line(assets, gone):
     with pytest.raises(FileNotFoundError, match=gone) as error:
         captions.load("git-large-coco")
     assert "\n" not in str(error.value) and str(assets) in str(error.value)
-    assert json.dumps(str(error.value))

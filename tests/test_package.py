@@ -29,7 +29,7 @@ ridge backbone low_level prior losses
 retrieval metrics captions_metrics
 viz teaching
 sprites painting backdrops scenes
-nsd_raw nsd encoders unclip captions refine
+nsd_raw nsd encoders released_networks unclip captions converter_training refine sdxl
 voxel_model synthetic
 model
 loop train

@@ -146,14 +146,37 @@ def write_visual(path: Path, visual) -> None:
 def bigg(assets, visual, monkeypatch):
     """A small tower in the place of bigG, and its file among the assets."""
     monkeypatch.setattr(released_networks, "build_visual", lambda name: small_visual())
-    write_visual(assets / "bigG_visual.safetensors", visual)
-    return assets / "bigG_visual.safetensors"
+    write_visual(assets / "open_clip_model.safetensors", visual)
+    return assets / "open_clip_model.safetensors"
 
 
-def test_the_tower_is_read_from_the_file_that_was_cut_from_unclip(bigg, visual, pictures):
+def test_the_tower_is_read_from_open_clips_file(bigg, visual, pictures):
     loaded = encoders.image_encoder("ViT-bigG-14")
     assert torch.equal(loaded(pictures), encoders.ImageEncoder(visual)(pictures))
     assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_the_tower_is_read_from_the_released_unclip_as_it_is(bigg, visual, pictures, assets):
+    bigg.unlink()
+    state = {f"conditioner.embedders.0.model.visual.{k}": v for k, v in visual.state_dict().items()}
+    state["conditioner.embedders.0.model.logit_scale"] = torch.zeros(())
+    torch.save({"state_dict": state}, assets / "unclip6_epoch0_step110000.ckpt")
+    loaded = encoders.image_encoder("ViT-bigG-14")
+    assert torch.equal(loaded(pictures), encoders.ImageEncoder(visual)(pictures))
+
+
+def test_the_tower_is_read_from_the_released_unclip_taken_apart(bigg, visual, pictures, tmp_path):
+    bigg.unlink()
+    folder = tmp_path / "cache" / "released" / "unclip6_epoch0_step110000-12345678" / "image_tower"
+    folder.mkdir(parents=True)
+    state = list(visual.state_dict().items())
+    for i, part in enumerate((state[:9], state[9:])):
+        save_file({k: v.clone() for k, v in part}, folder / f"{i}.safetensors")
+    with pytest.raises(FileNotFoundError):  # until the index says that the folder is whole
+        encoders.image_encoder("ViT-bigG-14")
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+    loaded = encoders.image_encoder("ViT-bigG-14")
+    assert torch.equal(loaded(pictures), encoders.ImageEncoder(visual)(pictures))
 
 
 def test_the_tower_is_read_from_open_clips_file_in_the_hubs_cache(bigg, visual, pictures, tmp_path):
