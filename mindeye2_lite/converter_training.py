@@ -59,6 +59,8 @@ def train_converter(
     The learning rate rises over the first twentieth of the steps and falls to zero along a cosine.
     Sizes are those of the first example. ValueError if there are fewer examples than `steps`.
     """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}: train for at least one")
     curve: list[float] = []
     bar = tqdm(range(steps), "converter", disable=not progress, mininterval=1)
     for step, (tokens, wanted) in zip(bar, examples, strict=False):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from mindeye2_lite import paths
@@ -127,8 +127,8 @@ class SdxlText(nn.Module):
         return both.float(), large.text_embeds.float()
 
 
-def word_ids(prompts: list[str], context: int = 77) -> Tensor:
-    """(prompts, context): CLIP's word pieces with start and end mark, then zeros; cut if too long.
+def word_ids(prompts: list[str], context: int = 77) -> Int[Tensor, "prompts context"]:
+    """CLIP's word pieces with start and end mark, then zeros; cut if too long.
 
     From open_clip's own vocabulary file, which comes with the package: no download.
     """
