@@ -532,7 +532,7 @@ def targets(
 
 
 def _save_rows(parts: Iterable[dict[str, Tensor]], image_ids: Tensor, path: Path) -> None:
-    """Parts end to end into one safetensors file, by way of the disk: all together may be 60 GB."""
+    """Parts end to end into one safetensors file; as they may be 60 GB, they wait on disk."""
     from safetensors.torch import save_file
 
     with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as folder:

@@ -96,6 +96,8 @@ def write_git_large(folder: Path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         git, converter = GitForCausalLM(config).eval(), captions.Converter((4, 5), (8, 12))
+        torch.nn.init.normal_(git.output.weight)
+        git.output.bias.data[:4] = -8.0  # so that it rather says words than marks
     git.save_pretrained(folder / "git-large-coco")
     torch.save({"model_state_dict": converter.state_dict()}, folder / "bigG_to_L_epoch8.pth")
     return git, converter

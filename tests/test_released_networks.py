@@ -335,7 +335,9 @@ class Bomb:
         return open, (self.path, "w")
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
+@pytest.mark.parametrize(
+    "write", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x, protocol=2))]
+)
 def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path, write):
     write({"weight": torch.ones(2), "other": Bomb(tmp_path / "ran")}, tmp_path / "bad.pth")
     with pytest.raises(ValueError, match="bad.pth cannot be read as a file of tensors") as error:
