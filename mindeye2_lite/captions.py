@@ -9,7 +9,9 @@ input through, so that tokens can be given in place of pixels. Read with noteboo
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -20,6 +22,8 @@ from tqdm.auto import tqdm
 from mindeye2_lite.encoders import CLIPS, CONTEXT, _known, frozen, load_weights, tokenizer
 
 PAD, START = 0, 1
+LONGEST = 20  # ids in a released caption, the start included
+GIT_LARGE = "git-large-coco"
 
 
 class Converter(nn.Module):
@@ -44,11 +48,32 @@ class PassThrough(nn.Module):
 
 
 def build_git(name: str = "mini-git") -> nn.Module:
-    """An untrained `GitForCausalLM` of the miniature's size, driven by tokens."""
-    from transformers import GitConfig, GitForCausalLM
+    """An untrained `GitForCausalLM` of the size of "mini-git" or "git-large-coco", by tokens."""
+    from transformers import GitForCausalLM
+
+    config = git_large_config() if name == GIT_LARGE else _mini_config()
+    return drive_by_tokens(GitForCausalLM(config))
+
+
+def git_large_config():
+    """The `GitConfig` of microsoft/git-large-coco: CLIP ViT-L/14 and six layers of 768."""
+    from transformers import GitConfig
+
+    eye = {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+    }
+    return GitConfig(vision_config=eye)  # words and text layers are the defaults
+
+
+def _mini_config():
+    from transformers import GitConfig
 
     words, eye = tokenizer().get_vocab_size(), CLIPS["mini-L"]["vision_cfg"]
-    config = GitConfig(
+    return GitConfig(
         vision_config={
             "hidden_size": eye["width"],
             "image_size": eye["image_size"],
@@ -67,7 +92,6 @@ def build_git(name: str = "mini-git") -> nn.Module:
         bos_token_id=START,
         eos_token_id=words - 1,
     )
-    return drive_by_tokens(GitForCausalLM(config))
 
 
 def drive_by_tokens(git: nn.Module) -> nn.Module:
@@ -83,6 +107,8 @@ class Captioner:
     converter: Converter
     git: nn.Module
     name: str = "mini-git"
+    words: Callable[[list[list[int]]], list[str]] | None = None  # ids to text; ours where None
+    max_length: int = CONTEXT  # ids, the start included
 
     @property
     def device(self) -> torch.device:
@@ -97,12 +123,50 @@ def build(name: str = "mini-git") -> nn.ModuleDict:
 
 @functools.cache
 def load(name: str = "mini-git", device: str = "cpu") -> Captioner:
-    """The captioner of that name."""
-    _known("captioner", name, ["mini-git"])
+    """The captioner of that name: "mini-git", or "git-large-coco" behind the released converter."""
+    _known("captioner", name, ["mini-git", GIT_LARGE])
+    if name == GIT_LARGE:
+        return load_released(device=device)
     pair = build(name)
     pair.load_state_dict(load_weights(name))
     frozen(pair, device)
     return Captioner(pair["converter"], pair["git"], name)
+
+
+def load_released(
+    converter: str | Path | None = None, git: str | Path = GIT_LARGE, device: str = "cpu"
+) -> Captioner:
+    """GIT-large behind a converter: the released file's, or one that `train_converter` wrote.
+
+    `git` is a folder or repository of transformers. FileNotFoundError in one line where a file is
+    not on this machine. Not run by us: we have neither of the two files.
+    """
+    from transformers import AutoTokenizer, GitForCausalLM
+
+    from mindeye2_lite import released_networks
+
+    file = Path(converter) if converter else released_networks.asset("bigG_to_L")
+    converting = load_converter(file)
+    large = released_networks.from_hub(GitForCausalLM.from_pretrained, str(git))
+    words = released_networks.from_hub(AutoTokenizer.from_pretrained, str(git))
+    decode = functools.partial(words.batch_decode, skip_special_tokens=True)
+    frozen(converting, device)
+    return Captioner(converting, frozen(drive_by_tokens(large), device), GIT_LARGE, decode, LONGEST)
+
+
+def load_converter(path: str | Path) -> Converter:
+    """A converter from the released `bigG_to_L_epoch8.pth` or a safetensors file, any sizes."""
+    from mindeye2_lite.released_networks import fill, read_state
+
+    state = read_state(Path(path), inside="model_state_dict")
+    shapes = [tuple(state[f"linear{i}.weight"].shape[::-1]) for i in (1, 2) if _has(state, i, path)]
+    return fill(Converter(*shapes), state, path)
+
+
+def _has(state: dict[str, Tensor], layer: int, path: str | Path) -> bool:
+    if (weight := state.get(f"linear{layer}.weight")) is not None and weight.ndim == 2:
+        return True
+    raise ValueError(f"{path} is not a converter: it has no matrix linear{layer}.weight")
 
 
 @torch.no_grad()
@@ -110,21 +174,25 @@ def caption(
     captioner: Captioner,
     image_tokens: Float[Tensor, "n tokens dim"],
     *,
-    max_length: int = CONTEXT,
+    max_length: int | None = None,
     batch: int = 128,
     progress: bool = False,
 ) -> list[str]:
-    """One sentence per picture, greedily, from its image tokens. Official: 20 words at most."""
-    sentences = []
+    """One sentence per picture, greedily, from its image tokens.
+
+    `max_length` counts ids with the start; None means the captioner's own, 20 for GIT-large.
+    """
+    sentences, words = [], captioner.words or tokenizer().decode_batch
+    first = captioner.git.config.bos_token_id
     for tokens in tqdm(image_tokens.split(batch), "captions", disable=not progress, mininterval=1):
         converted = captioner.converter(tokens.to(captioner.device))
-        start = torch.full((len(tokens), 1), START, device=captioner.device)
+        start = torch.full((len(tokens), 1), first, device=captioner.device)
         ids = captioner.git.generate(
             pixel_values=converted[:, None],
             input_ids=start,
-            max_length=max_length,
+            max_length=max_length or captioner.max_length,
             do_sample=False,
             use_cache=False,
         )
-        sentences += tokenizer().decode_batch(ids.tolist())
+        sentences += words(ids.tolist())
     return sentences

@@ -5,16 +5,20 @@
     latents        (batch, 4, side, side)    16 x 16 here, 28 x 28 in the paper
 
 The miniatures are `open_clip` and `diffusers` classes with small configurations; their weights are
-shipped with a SHA-256 each. None of them is trained here (see `training_miniatures.py`).
+shipped with a SHA-256 each. None of them is trained here (see `training_miniatures.py`). The large
+ones that they stand for come by name from `released_networks.py`.
 """
 
 import functools
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -64,6 +68,7 @@ CNNS = {  # width of each stage; every stage halves the picture
     "mini-vicreg": (24, 48, 80, 64),
 }
 NO_LABELS = ("swav", "mini-vicreg")  # trained without labels; shipped without a head
+RELEASED = ("ViT-bigG-14", "sd-image-variations-vae", "convnext-xl-vicregl")  # not shipped
 
 
 # ---- weights -----------------------------------------------------------------------------------
@@ -103,12 +108,17 @@ def frozen(network: nn.Module, device: str | torch.device = "cpu") -> nn.Module:
     return network.to(device).eval().requires_grad_(False)
 
 
+def precision_of(network: nn.Module) -> AbstractContextManager:
+    """Autocast for a network whose matrices are of half precision; nothing for float32."""
+    weight = next(p for p in network.parameters() if p.ndim > 1)
+    if weight.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(weight.device.type, weight.dtype)
+
+
 def _known(kind: str, name: str, names: Iterable[str]) -> None:
     if name not in names:
-        raise ValueError(
-            f"{kind} {name!r} is not available here: this release ships {', '.join(names)}. "
-            "The profiles colab and paper need downloads that are not wired up yet (see README)"
-        )
+        raise ValueError(f"{kind} {name!r} is not available here: choose one of {', '.join(names)}")
 
 
 # ---- words -------------------------------------------------------------------------------------
@@ -174,15 +184,18 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, visual: nn.Module, *, class_token: bool = False):
         super().__init__()
-        visual.output_tokens = True
         self.visual, self.class_token = visual, class_token
         self.size = visual.image_size[0]
         self.register_buffer("mean", torch.tensor(CLIP_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(CLIP_STD)[:, None, None], persistent=False)
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Resize bicubically if needed, then the range quirk, then CLIP's mean and deviation."""
+        """Resize bicubically if needed, then the range quirk, then CLIP's mean and deviation.
+
+        Larger pictures are blurred before, with σ = (ratio − 1) / 2 pixels, as kornia does it.
+        """
         if images.shape[-1] != self.size:
+            images = _without_aliases(images, images.shape[-1] / self.size)
             images = F.interpolate(images, self.size, mode="bicubic", align_corners=True)
         return ((images + 1) / 2 - self.mean) / self.std
 
@@ -190,14 +203,36 @@ class ImageEncoder(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch tokens dim"]:
-        return self.tokens(self.preprocess(images))
+        with precision_of(self.visual):
+            return self.tokens(self.preprocess(images)).float()
 
     def tokens(self, pixels: Tensor) -> Tensor:
-        """Tokens of pixels that are normalized already."""
-        if not self.class_token:
-            return self.visual(pixels)[1]
-        x = self.visual.transformer(self.visual._embeds(pixels))
-        return self.visual.ln_post(x)
+        """Tokens of pixels that are normalized already.
+
+        Asked for by name of the layer: what `output_tokens=True` returns has changed between
+        versions of open_clip (up to 2.22 it was taken before the final LayerNorm).
+        """
+        out = self.visual.forward_intermediates(
+            pixels,
+            indices=1,  # of the last block
+            normalize_intermediates=True,  # by ln_post
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=True,
+        )
+        (patches,), (first,) = out["image_intermediates"], out["image_intermediates_prefix"]
+        return torch.cat([first, patches], dim=1) if self.class_token else patches
+
+
+def _without_aliases(images: Tensor, ratio: float) -> Tensor:
+    """Blur before shrinking by that ratio; nothing below σ = 0.1, where the kernel is one pixel."""
+    from torchvision.transforms.v2.functional import gaussian_blur
+
+    sigma = (ratio - 1) / 2
+    if sigma < 0.1:
+        return images
+    size = max(int(4 * sigma), 3)
+    return gaussian_blur(images, [size + (size + 1) % 2] * 2, [sigma, sigma])
 
 
 class TextEncoder(nn.Module):
@@ -221,7 +256,11 @@ class TextEncoder(nn.Module):
 
 @functools.cache
 def image_encoder(name: str = "mini-bigG", device: str = "cpu") -> ImageEncoder:
-    """The frozen image tower of that name."""
+    """The frozen image tower of that name: a miniature, or "ViT-bigG-14"."""
+    if name == "ViT-bigG-14":
+        from mindeye2_lite import released_networks
+
+        return released_networks.image_encoder(name, device)
     return frozen(ImageEncoder(load_clip(name, device).visual), device)
 
 
@@ -290,8 +329,12 @@ def build_vae(name: str = "mini-vae") -> Vae:
 
 @functools.cache
 def vae(name: str = "mini-vae", device: str = "cpu") -> Vae:
-    """The frozen VAE of that name."""
-    _known("VAE", name, VAES)
+    """The frozen VAE of that name: a miniature, or "sd-image-variations-vae"."""
+    _known("VAE", name, [*VAES, "sd-image-variations-vae"])
+    if name not in VAES:
+        from mindeye2_lite import released_networks
+
+        return released_networks.vae(name, device)
     result = build_vae(name)
     result.load_state_dict(load_weights(name))
     return frozen(result, device)
@@ -359,7 +402,11 @@ Features = Callable[[Tensor], Tensor]
 
 def teacher(name: str = "mini-vicreg", device: str = "cpu") -> Features:
     """Images to spatial features (batch, places, aux_dim), for the low-level head's aux loss."""
-    _known("teacher", name, ["mini-vicreg"])
+    _known("teacher", name, ["mini-vicreg", "convnext-xl-vicregl"])
+    if name == "convnext-xl-vicregl":
+        from mindeye2_lite import released_networks
+
+        return released_networks.teacher(name, device)
     cnn = load_cnn(name, device)
 
     @torch.no_grad()
@@ -466,18 +513,39 @@ def targets(
     [0, 1]). The cache file's name holds a key of the networks' weights and of the pictures, so a
     change in either makes new targets.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     image_ids = torch.unique(image_ids)
     path = paths.targets() / f"{_targets_key(images, image_ids, config)}.safetensors"
     if not path.exists():
         rows = image_ids.split(batch)
         bar = tqdm(rows, "image tokens and latents", disable=not progress, mininterval=1)
-        parts = [_targets_of(images[ids].to(device), config, device) for ids in bar]
-        made = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        made = (_targets_of(images[ids].to(device), config, device) for ids in bar)
         with paths.write_beside(path) as beside:
-            save_file({"image_ids": image_ids, **made}, beside)
-    return Targets(**{k: v if k == "image_ids" else v.float() for k, v in load_file(path).items()})
+            _save_rows(made, image_ids, beside)
+        if config.encoder in RELEASED:
+            _forget_released()  # training needs the 6 GB that they take on a GPU
+    kept = load_file(path)
+    if config.encoder in RELEASED:  # 0.9 MB per picture: float16 as on disk, read when needed
+        return Targets(**kept)
+    return Targets(**{k: v if k == "image_ids" else v.float() for k, v in kept.items()})
+
+
+def _save_rows(parts: Iterable[dict[str, Tensor]], image_ids: Tensor, path: Path) -> None:
+    """Parts end to end into one safetensors file; as they may be 60 GB, they wait on disk."""
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True) as folder:
+        whole, done = {}, 0
+        for part in parts:
+            for name, rows in part.items():
+                if name not in whole:
+                    shape = (len(image_ids), *rows.shape[1:])
+                    whole[name] = np.memmap(Path(folder, name), np.float16, "w+", shape=shape)
+                whole[name][done : done + len(rows)] = rows.numpy()
+            done += len(rows)
+        tensors = {name: torch.from_numpy(rows) for name, rows in whole.items()}
+        save_file({"image_ids": image_ids, **tensors}, path)
 
 
 def _targets_of(pictures: Tensor, config: Config, device: str) -> dict[str, Tensor]:
@@ -486,9 +554,24 @@ def _targets_of(pictures: Tensor, config: Config, device: str) -> dict[str, Tens
         "tokens": image_encoder(config.encoder, device)(pictures),
         "latents": vae(config.vae, device).encode(pictures),
         "aux": look(pictures),
-        "aux_augmented": look(augment(pictures)),
+        "aux_augmented": look(_augmentation(config.teacher)(pictures)),
     }
     return {name: value.half().cpu() for name, value in made.items()}
+
+
+def _forget_released() -> None:
+    from mindeye2_lite import released_networks
+
+    for loader in (image_encoder, vae, released_networks.teacher):
+        loader.cache_clear()
+
+
+def _augmentation(teacher: str) -> Features:
+    if teacher not in RELEASED:
+        return augment
+    from mindeye2_lite import released_networks
+
+    return released_networks.augment
 
 
 def augment(
@@ -514,8 +597,18 @@ def _targets_key(images, image_ids: Tensor, config: Config) -> str:
     names = (config.encoder, config.vae, config.teacher)
     probe = images[image_ids[:: max(1, len(image_ids) // 8)]]
     parts = [
-        *(manifest().get(name, {}).get("sha256", name) for name in names),
+        *(_weights_key(name) for name in names),
         hashlib.sha256(image_ids.numpy().tobytes()).hexdigest(),
         hashlib.sha256(probe.numpy().tobytes()).hexdigest(),
     ]
+    if config.encoder in RELEASED and (file := getattr(images, "path", None)):
+        parts.append(f"{Path(file).name} {Path(file).stat().st_size}")
     return f"{config.encoder}-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]}"
+
+
+def _weights_key(name: str) -> str:
+    if name not in RELEASED:
+        return manifest().get(name, {}).get("sha256", name)
+    from mindeye2_lite import released_networks
+
+    return released_networks.fingerprint(name)

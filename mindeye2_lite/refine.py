@@ -8,6 +8,7 @@
 Read with notebook 09.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,23 +17,31 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mindeye2_lite.encoders import TextEncoder, Vae, _known, text_encoder, vae
+from mindeye2_lite.encoders import Vae, precision_of, text_encoder, vae
 from mindeye2_lite.unclip import conditioned, euler, load_unet, sigmas, timesteps
 
 STEPS, SKIPPED = 25, 13  # the released "img2img_timepoint": the last 12 of 25 steps
-BLEND = 0.75  # share of the refined picture; the paper's text says 0.8
+BLENDS = {"released": 0.75, "paper": 0.8}  # share of the refined picture; the paper says 4:1
+BLEND = BLENDS["released"]
+Text = Callable[[list[str]], tuple[Tensor, Tensor]]  # prompts -> word tokens, pooled vector
 
 
 @dataclass(frozen=True)
 class Refiner:
-    """A text-to-image UNet, its VAE, its text tower, and the sizes that it is told."""
+    """A text-to-image UNet, its VAE, its text towers, and the sizes that it is told.
+
+    `negative_text` reads the negative prompt where another network than `text` does so. Pictures
+    are first cut down to `through` pixels, as the released code keeps them; None leaves them.
+    """
 
     unet: nn.Module
     vae: Vae
-    text: TextEncoder
+    text: Text
     size_ids: tuple[int, ...] = (64, 64, 0, 0, 64, 64)  # original, crop, target
     negative_prompt: str = ""
     name: str = "mini-sdxl"
+    negative_text: Text | None = None
+    through: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -40,8 +49,11 @@ class Refiner:
 
 
 def load(name: str = "mini-sdxl", device: str = "cpu") -> Refiner:
-    """The refiner of that name."""
-    _known("refiner", name, ["mini-sdxl"])
+    """The refiner of that name: "mini-sdxl", or whatever `sdxl.py` reads ("sdxl", a path)."""
+    if name != "mini-sdxl":
+        from mindeye2_lite import sdxl
+
+        return sdxl.load(name, device)
     return Refiner(
         load_unet(name, device), vae("mini-vae", device), text_encoder("mini-bigG", device)
     )
@@ -59,11 +71,12 @@ def refine(
     guidance_scale: float | int = 5.0,
     batch: int = 32,
     progress: bool = True,
-) -> Float[Tensor, "n 3 height width"]:
+) -> Float[Tensor, "n 3 side side"]:
     """Noise the picture half-way, and let the caption lead it back.
 
-    z + n σ₀, then the last `num_inference_steps - skipped_steps` Euler steps. ValueError if there
-    is not one caption per picture. Official: `enhanced_recon_inference`.
+    z + n σ₀, then the last `num_inference_steps - skipped_steps` Euler steps, at the size that the
+    refiner works at: 64 pixels here, 768 for SDXL. ValueError if there is not one caption per
+    picture. Official: `enhanced_recon_inference`, one picture at a time.
     """
     if len(captions) != len(images):
         raise ValueError(f"{len(images)} pictures but {len(captions)} captions: give one for each")
@@ -81,21 +94,29 @@ def _refine(
     generator: torch.Generator,
 ) -> Tensor:  # fmt: skip
     device, side = refiner.device, refiner.size_ids[0]
-    if images.shape[-1] != side:
-        images = F.interpolate(images, side, mode="bilinear", align_corners=False)
+    images = _resized(_resized(images, refiner.through or side), side)
     positive, pooled = refiner.text(prompts)
-    negative, pooled_negative = refiner.text([refiner.negative_prompt] * len(prompts))
+    unwanted = refiner.negative_text or refiner.text
+    negative, pooled_negative = unwanted([refiner.negative_prompt] * len(prompts))
     latents = refiner.vae.encode(images.to(device), _like(generator, device))
     noise = torch.randn(latents.shape, generator=generator).to(device)
-    latents = euler(
-        conditioned(refiner.unet, refiner.size_ids, torch.cat([pooled_negative, pooled])),
-        latents + noise * sigmas()[times[0]].to(device),
-        times,
-        positive,
-        negative,
-        guidance_scale=guidance_scale,
-    )
+    with precision_of(refiner.unet):  # latents and their sums stay float32
+        latents = euler(
+            conditioned(refiner.unet, refiner.size_ids, torch.cat([pooled_negative, pooled])),
+            latents + noise * sigmas()[times[0]].to(device),
+            times,
+            positive,
+            negative,
+            guidance_scale=guidance_scale,
+        )
     return refiner.vae.decode(latents).cpu()
+
+
+def _resized(images: Tensor, side: int) -> Tensor:
+    """Bilinear and without antialiasing, as the released code (spec of torchvision 0.16)."""
+    if images.shape[-1] == side:
+        return images
+    return F.interpolate(images, side, mode="bilinear", align_corners=False)
 
 
 def _like(generator: torch.Generator, device: torch.device) -> torch.Generator:
@@ -109,14 +130,18 @@ def _like(generator: torch.Generator, device: torch.device) -> torch.Generator:
 def blend(
     refined: Float[Tensor, "n 3 height width"],
     blurry: Float[Tensor, "n 3 _ _"] | None,
-    share: float | int = BLEND,
+    share: float | int | str = "released",
 ) -> Float[Tensor, "n 3 height width"]:
     """share · refined + (1 − share) · blurry; the refined picture where there is no blurry one.
 
-    Official: 0.75 in the evaluation notebook; the paper says 4:1, which is share=0.8.
+    `share` is a number, or a name of `BLENDS`: "released" is the 0.75 of the evaluation notebook,
+    "paper" the 4:1 of the text. Official: blended at 256 pixels; blending first and then resizing
+    without antialiasing, as the metrics do, gives the same. ValueError for another name.
     """
+    if isinstance(share, str):
+        if share not in BLENDS:
+            raise ValueError(f"blend {share!r} is unknown: choose {', '.join(BLENDS)} or a number")
+        share = BLENDS[share]
     if blurry is None:
         return refined
-    if blurry.shape[-1] != refined.shape[-1]:
-        blurry = F.interpolate(blurry, refined.shape[-1], mode="bilinear", align_corners=False)
-    return share * refined + (1 - share) * blurry
+    return share * refined + (1 - share) * _resized(blurry, refined.shape[-1])

@@ -29,7 +29,8 @@ ridge backbone low_level prior losses released
 retrieval metrics captions_metrics
 viz teaching
 sprites painting backdrops scenes
-nsd_raw nsd encoders unclip_sampling unclip_names unclip_released unclip captions refine
+unclip_sampling unclip_names unclip_released
+nsd_raw nsd encoders released_networks unclip captions converter_training refine sdxl
 voxel_model synthetic
 model
 loop train

@@ -34,3 +34,19 @@ def test_the_blend_is_three_quarters_refined():
 def test_without_a_blurry_picture_the_refined_one_stays():
     picture = torch.rand(1, 3, 64, 64)
     assert torch.equal(refine.blend(picture, None), picture)
+
+
+def test_the_papers_own_blend_has_a_name():
+    pictures = torch.ones(1, 3, 64, 64), torch.zeros(1, 3, 64, 64)
+    for name, share in (("released", 0.75), ("paper", 0.8), (0.5, 0.5)):
+        torch.testing.assert_close(refine.blend(*pictures, name), torch.full((1, 3, 64, 64), share))
+    with pytest.raises(ValueError, match="blend '4:1' is unknown: choose released, paper"):
+        refine.blend(*pictures, "4:1")
+
+
+def test_blending_and_then_resizing_is_the_released_resizing_and_then_blending():
+    generator = torch.Generator().manual_seed(0)
+    refined, blurry = (torch.rand(1, 3, n, n, generator=generator) for n in (768, 224))
+    at_256 = [torch.nn.functional.interpolate(x, 256, mode="bilinear") for x in (refined, blurry)]
+    found = torch.nn.functional.interpolate(refine.blend(refined, blurry), 256, mode="bilinear")
+    torch.testing.assert_close(found, 0.75 * at_256[0] + 0.25 * at_256[1], rtol=0, atol=1e-5)

@@ -520,3 +520,14 @@ def test_a_file_of_something_else_is_no_mindeye2(content, tmp_path):
     torch.save(content, tmp_path / "last.pth")
     with pytest.raises(ValueError, match="^these are not the weights of a MindEye2: [^\n]*$"):
         MindEye2.from_released(tmp_path / "last.pth")
+
+
+def test_diffusers_euler_visits_the_released_steps_and_ends_where_the_reference_ends():
+    scheduler = unclip.build_scheduler("EulerDiscreteScheduler", 38)
+    assert torch.equal(scheduler.timesteps.long(), VALUES["euler.timesteps"])
+    torch.testing.assert_close(scheduler.sigmas, VALUES["euler.sigmas"], rtol=1e-5, atol=1e-6)
+    noise = VALUES["euler.noise"] + unclip.NOISE_OFFSET * VALUES["euler.offset"]
+    start = VALUES["euler.z"] + noise * unclip.sigmas()[-1]
+    conditions = VALUES["euler.cond"], VALUES["euler.uncond"]
+    found = unclip.scheduled(toy, start, scheduler, *conditions, generator=torch.Generator())
+    torch.testing.assert_close(found, VALUES["euler.out"], rtol=1e-4, atol=1e-4)
