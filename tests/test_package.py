@@ -32,6 +32,7 @@ sprites painting backdrops scenes
 nsd_raw nsd encoders unclip captions refine
 voxel_model synthetic
 model
+parts feed hardware
 loop train
 baselines
 pipeline
