@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mindeye2_lite.model import MindEye2
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+UNITS = ("SharedSubjectRidge", "Backbone", "PriorNetwork")  # FSDP puts one together at a time
 
 
 @dataclass(frozen=True)
@@ -119,14 +120,17 @@ def recomputed(model: MindEye2, hardware: Hardware) -> Iterator[None]:
 
 
 def _again(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    checkpoint = partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
+    checkpoint = partial(
+        torch.utils.checkpoint.checkpoint, use_reentrant=False, preserve_rng_state=False
+    )
     return lambda *args: checkpoint(forward, *args) if torch.is_grad_enabled() else forward(*args)
 
 
 class Pieces:
-    """A model that FSDP has cut up over the processes: its state as if it were whole.
+    """A model that FSDP 2 has cut up over the processes: its state as if it were whole.
 
-    Read from and written to all processes at once; rank 0 alone gets the whole.
+    Read from and written to all processes at once; rank 0 alone gets the whole. In bf16 FSDP rounds
+    what goes into the loss, too, which autocast does not.
     """
 
     def __init__(self, objective: nn.Module, optimizer: torch.optim.Optimizer):

@@ -1,6 +1,7 @@
 """Where files live. Everything that is made goes below one cache folder, never beside a notebook.
 
 `MINDEYE2_LITE_CACHE` moves the folder; otherwise it is the user's cache folder of the platform.
+`MINDEYE2_LITE_ASSETS` names another folder for the large files of the real networks.
 """
 
 import os
@@ -40,6 +41,16 @@ def cohort(profile: str = "lite") -> Path:
 def weights(name: str) -> Path:
     """A shipped weights file, e.g. `weights("mini-vae")`."""
     return PACKAGE / "weights" / f"{name}.safetensors"
+
+
+def assets(*parts: str) -> Path:
+    """Where downloaded files of the real networks lie, e.g. `assets("bigG_to_L_epoch8.pth")`."""
+    return Path(os.environ.get("MINDEYE2_LITE_ASSETS") or cache() / "assets").joinpath(*parts)
+
+
+def may_download() -> bool:
+    """Did the user allow loading from the network, by MINDEYE2_LITE_DOWNLOAD=1?"""
+    return os.environ.get("MINDEYE2_LITE_DOWNLOAD", "") not in ("", "0")
 
 
 def results(name: str) -> Path:

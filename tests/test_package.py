@@ -34,6 +34,7 @@ voxel_model synthetic
 model
 parts feed hardware
 loop train
+assets plan
 baselines
 pipeline
 experiments

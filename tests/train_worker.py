@@ -20,7 +20,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import test_train as cohort  # noqa: E402
 
 from mindeye2_lite import train  # noqa: E402
-from mindeye2_lite.hardware import Hardware, Pieces  # noqa: E402
+from mindeye2_lite.hardware import UNITS, Hardware, Pieces  # noqa: E402
 
 TINY = replace(cohort.TINY, epochs=20, max_steps=20, max_lr=3e-4)
 RUNS = {"pretrain": cohort.pretrain, "fine_tune": cohort.fine_tune}
@@ -70,7 +70,8 @@ def in_pieces(self, objective: nn.Module, optimizer):
     named = {p: name for name, p in objective.named_parameters()}
     names = [[named[p] for p in group["params"]] for group in optimizer.param_groups]
     mesh = init_device_mesh("cpu", (PartialState().num_processes,))
-    for module in (objective.model.ridge, objective.model.backbone.backbone_linear, objective):
+    units = [module for module in objective.modules() if type(module).__name__ in UNITS]
+    for module in (*units, objective):
         fully_shard(module, mesh=mesh)
     assert Pieces.of(objective)
     cut = dict(objective.named_parameters())
