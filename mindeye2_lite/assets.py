@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from mindeye2_lite import paths
 from mindeye2_lite.config import Config
@@ -199,6 +199,7 @@ class Stated(NamedTuple):
     sha256: str | None
 
 
+@runtime_checkable
 class Hub(Protocol):
     """The two things that are wanted of the Hugging Face Hub."""
 

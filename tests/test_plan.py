@@ -64,18 +64,19 @@ def test_weights_gradients_and_states_follow_from_the_parameters():
 def test_the_peak_is_that_of_a_step_with_real_numbers():
     """The same count, with tensors that exist instead of fake ones."""
     expected = plan._peak(SMALL, ((1, 500),), 4, Hardware("fp32"))
-    real = plan._peak.__wrapped__
+    real = plan._peak.__wrapped__  # past the cache
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "fake", lambda: torch.device("cpu"))
         patch.setattr(torch, "empty", torch.zeros)
-        assert real(SMALL, ((1, 500),), 4, Hardware("fp32")) == expected
+        found = real(SMALL, ((1, 500),), 4, Hardware("fp32"))
+    assert found == pytest.approx(expected, rel=0.02)
 
 
 def test_what_saves_memory_saves_memory():
     plain, again = (step(Hardware("bf16", checkpointing=c)) for c in (False, True))
     assert again.activations < plain.activations
-    cut = step(Hardware("bf16", accumulate=4))
-    assert cut.activations < plain.activations
+    whole, cut = (step(Hardware("bf16", accumulate=n), each=32) for n in (1, 8))
+    assert cut.activations < whole.activations
     eight = step(Hardware("bf16", eight_bit=True))
     assert eight.optimizer < plain.optimizer / 2 and eight.activations == plain.activations
     away = step(Hardware("bf16"), offload=True)
