@@ -142,7 +142,7 @@ def fingerprint(config: Config, root: str | Path, **how: Any) -> str:
     ]
     start = how.get("start")
     how = how | {"start": _weights_hash(start) if isinstance(start, MindEye2) else start}
-    hardware = how.pop("hardware", Hardware()).outcome()
+    hardware = (how.pop("hardware", None) or Hardware()).outcome()
     how = how if hardware is None else how | {"hardware": hardware}
     for outcome_free in ("callback", "checkpoint_every", "targets"):
         how.pop(outcome_free, None)
