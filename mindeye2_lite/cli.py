@@ -42,6 +42,9 @@ def parser() -> Parser:
     _add_prepare(commands)
     _add_miniatures(commands)
     _add_results(commands)
+    _add_fetch(commands)
+    _add_plan(commands)
+    _add_train(commands)
     for name, command, text in (
         ("book", book, "run the notebooks that are not fresh and build _build/html"),
         ("picture", picture, "draw book/images/tour.png, the picture of README and book"),
@@ -95,6 +98,49 @@ def _add_results(commands) -> None:
     sub.add_argument("--jobs", type=int, default=1, help="seeds side by side")
     sub.add_argument("--pictures", action="store_true", help="also the eight scores of pictures")
     sub.set_defaults(command=results)
+
+
+def _add_fetch(commands) -> None:
+    text = "list the real data and networks; with --profile, download what that needs"
+    sub = commands.add_parser("fetch", help=text)
+    sub.add_argument("--profile", choices=PROFILES)
+    sub.add_argument("--subjects", type=int, nargs="+", default=[1], help="some of 1 to 8")
+    sub.add_argument("--sessions", type=int, help="of the released model: 1 or 40; default both")
+    sub.add_argument("--stages", nargs="+", metavar="STAGE", help="for instance data released")
+    sub.add_argument("--list", action="store_true", help="say what that is, and download nothing")
+    sub.add_argument("--accept-nsd-terms", action="store_true")
+    sub.set_defaults(command=fetch)
+
+
+def _add_plan(commands) -> None:
+    sub = commands.add_parser("plan", help="memory and disk that training takes, and what fits")
+    sub.add_argument("--profile", default="paper", choices=PROFILES)
+    sub.add_argument("--gpu-gb", type=float, default=16, help="memory of the GPU")
+    _add_who(sub)
+    sub.set_defaults(command=plan)
+
+
+def _add_train(commands) -> None:
+    sub = commands.add_parser("train", help="pretrain or fine-tune, also on several GPUs")
+    sub.add_argument("--profile", default="lite", choices=PROFILES)
+    _add_who(sub)
+    sub.add_argument("--data", type=Path, help="folder of the training layout")
+    sub.add_argument("--start", type=Path, help="model to fine-tune; default from scratch")
+    sub.add_argument("--out", type=Path, help="folder for checkpoints and the model")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--max-steps", type=int, help="fewer epochs if they took more steps")
+    sub.add_argument("--no-low-level", action="store_true", help="leave out the low-level head")
+    sub.add_argument("--precision", help="fp32, bf16 or fp16; default bf16 where the GPU can")
+    sub.add_argument("--accumulate", type=int, default=1, help="micro-batches per batch")
+    sub.add_argument("--checkpointing", action="store_true", help="compute twice, keep less")
+    sub.add_argument("--eight-bit", action="store_true", help="8-bit optimizer states")
+    sub.set_defaults(command=train)
+
+
+def _add_who(sub) -> None:
+    sub.add_argument("--subject", type=int, default=1, help="1 to 8; with --pretrain all others")
+    sub.add_argument("--sessions", type=int, help="hours of training data; default all")
+    sub.add_argument("--pretrain", action="store_true", help="on the seven others")
 
 
 def run(options) -> None:
@@ -155,6 +201,72 @@ def results(options) -> None:
     how = {"seeds": options.seeds, "jobs": options.jobs, "pictures": options.pictures}
     content = experiments.EXPERIMENTS[options.name](config, **how)
     print(experiments.write(options.name, content))
+
+
+def fetch(options) -> None:
+    """List what there is, or get what a profile needs and say where it lies."""
+    from mindeye2_lite import assets, paths
+
+    if options.profile is None:
+        print(assets.listing(assets.table()))
+        return
+    chosen = assets.needed(
+        Config.of(options.profile),
+        options.subjects,
+        sessions=options.sessions,
+        stages=options.stages or assets.STAGES,
+    )
+    if not chosen:
+        print(f"{options.profile} needs nothing from outside")
+    elif options.list:
+        print(assets.listing(chosen))
+    else:
+        assets.fetch(chosen, accept_nsd_terms=options.accept_nsd_terms)
+        print(f"all there: set MINDEYE2_LITE_DATA={paths.assets()} to train and test on these")
+
+
+def plan(options) -> None:
+    """Print parameters, memory, disk, and which switches make it fit."""
+    from mindeye2_lite import plan as planning
+
+    print(
+        planning.report(
+            planning.plan(
+                Config.of(options.profile),
+                gpu_gb=options.gpu_gb,
+                sessions=options.sessions,
+                subject=options.subject,
+                pretrain=options.pretrain,
+            )
+        )
+    )
+
+
+def train(options) -> None:
+    """Train one model and say where it is; a run that was stopped goes on."""
+    from dataclasses import replace
+
+    from mindeye2_lite import paths, synthetic
+    from mindeye2_lite import train as training
+    from mindeye2_lite.hardware import Hardware
+
+    how = (options.precision, options.accumulate, options.checkpointing, options.eight_bit)
+    hardware = Hardware(*how)
+    config = Config.of(options.profile)
+    config = replace(config, low_level=config.low_level and not options.no_low_level)
+    config = replace(config, max_steps=options.max_steps or config.max_steps)
+    root = options.data or synthetic.open_cohort(config)
+    kind = "pretrained" if options.pretrain else f"sessions{options.sessions or 'all'}"
+    name = f"{kind}-subject{options.subject}"
+    folder = options.out or paths.runs(config.profile, "train", name)
+    shared = {"folder": folder, "seed": options.seed, "hardware": hardware}
+    if options.pretrain:
+        others = tuple(s for s in range(1, 9) if s != options.subject)
+        training.pretrain(config, root, others, **shared)
+    else:
+        sessions, start = options.sessions, options.start
+        training.fine_tune(config, root, options.subject, sessions, start=start, **shared)
+    print(folder)
 
 
 def book(options) -> int:

@@ -6,12 +6,16 @@ import json
 import os
 import platform
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from mindeye2_lite import paths
+from mindeye2_lite import assets, paths
+from mindeye2_lite.config import PROFILES, Config
 
 PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "open_clip_torch", "numpy")
+MORE_PACKAGES = ("accelerate", "huggingface_hub", "bitsandbytes")  # for real data and large models
+OLDEST_PYTHON = (3, 11)
 MANIFEST = "manifest.json"  # beside the weights: name to SHA-256, and how each was made
 
 
@@ -46,30 +50,60 @@ def _check(folder: Path, name: str, expected: str) -> Weights:
 def report() -> dict[str, str]:
     """Versions, hardware, folders and shipped files, each in a few words."""
     return {
-        "python": f"{platform.python_version()} on {platform.platform()}",
+        "python": _python(),
         **{name: _version(name) for name in ("mindeye2-lite", *PACKAGES)},
+        **{name: _version(name, "[paper]") for name in MORE_PACKAGES},
         "processor": f"{os.cpu_count()} cores, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS')}",
         "accelerator": _accelerator(),
         "cache": _cache(),
         "cohort": _cohort(),
         "weights": _weights(),
+        "assets": str(paths.assets()),
+        **{f"profile {name}": _profile(name) for name in PROFILES},
     }
 
 
-def _version(package: str) -> str:
+def _python() -> str:
+    found = f"{platform.python_version()} on {platform.platform()}"
+    if sys.version_info < OLDEST_PYTHON:
+        return f"{found}: too old, {'.'.join(map(str, OLDEST_PYTHON))} or later is needed"
+    return found
+
+
+def _version(package: str, extra: str = "") -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed: pip install -e ."
+        return f"not installed: pip install -e .{extra}"
+
+
+def _profile(name: str) -> str:
+    """What the profile still needs for subject 1."""
+    wanted = assets.needed(Config.of(name), subjects=(1,))
+    lacking = [asset for asset in wanted if assets.state(asset) != "here"]
+    if not lacking:
+        return "ready" if wanted else "ready: needs nothing from outside"
+    size = sum(asset.gigabytes for asset in lacking)
+    first = ", ".join(asset.name for asset in lacking[:3])
+    return (
+        f"{len(lacking)} of {len(wanted)} assets missing for subject 1, {size:.0f} GB ({first}, "
+        f"...): mindeye2-lite fetch --profile {name} --list"
+    )
 
 
 def _accelerator() -> str:
     import torch
 
+    from mindeye2_lite import hardware
+
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        return f"{torch.cuda.get_device_name()}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free"
-    return "none needed, none found"
+        bf16 = "bf16" if hardware.computes_bf16() else "no bf16"
+        found = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, {bf16}, "
+        memory = f"{free / 1e9:.0f} of {total / 1e9:.0f} GB free, CUDA {torch.version.cuda}"
+        return found + memory
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    return f"none found (lite needs none); torch was built with {built}"
 
 
 def _cache() -> str:

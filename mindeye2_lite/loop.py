@@ -2,20 +2,20 @@
 
 Everything random in step k follows from (seed, k): which trials, how they are mixed, dropout,
 times and noise of the prior. So a run that goes on from step k needs no generator's state, and
-repeats to the last bit (on a CPU) what it would have done.
+repeats to the last bit (on a CPU) what it would have done. Processes and micro-batches are parts of
+one batch (see `parts`): the losses are those of one process that does it all at once.
 
     loss = 30 · prior + 1 · contrastive + 0.5 · (low_level + 0.1 · aux)      (released code)
 """
 
-import hashlib
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,24 +23,25 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mindeye2_lite import paths
+from mindeye2_lite import parts, paths
 from mindeye2_lite.config import Config
+from mindeye2_lite.feed import Batch, Feed, derive
+from mindeye2_lite.hardware import Hardware, Pieces, adamw, recomputed
 from mindeye2_lite.losses import (
-    Mix,
     bimixco_loss,
-    draw_mix,
     low_level_contrastive_loss,
     soft_clip_loss,
     soft_clip_temperatures,
 )
 from mindeye2_lite.model import MindEye2
+from mindeye2_lite.parts import Part
 
 SCALES = {"prior": 30.0, "contrastive": 1.0, "low_level": 0.5, "aux": 0.05}
 MIX_UNTIL = 0.33  # share of the epochs with BiMixCo; SoftCLIP after that
 WEIGHT_DECAY = 1e-2
 PEAK_EPOCH = 2  # the learning rate rises until here
 RECORDS = 2000  # most rows of a history
-TARGETS = ("tokens", "latents", "aux", "aux_augmented")
+CONTRASTIVE = ("contrastive", "aux")  # terms that compare trials with each other
 
 
 @dataclass(frozen=True)
@@ -79,64 +80,6 @@ class Plan:
         return float(soft_clip_temperatures(self.epochs - mixed)[epoch - mixed])
 
 
-class Batch(NamedTuple):
-    """Voxels per subject, and the targets of all of them end to end in the same order."""
-
-    voxels: dict[int, Tensor]
-    targets: dict[str, Tensor]
-    mix: Mix | None
-
-
-class Feed:
-    """Batches by number of the step. No workers, no state: any step can be drawn again.
-
-    Each subject gives the same number of trials; each of them is a walk through permutation after
-    permutation of that subject's trials. Official: batches with replacement, cut from shards.
-    """
-
-    def __init__(
-        self, trials: Mapping[int, Any], targets: Any, batch: int, seed: int, device: torch.device
-    ):
-        fewest = min(len(t.image_id) for t in trials.values())
-        self.each, self.seed, self.device = min(max(1, batch // len(trials)), fewest), seed, device
-        self.rows = {s: targets.index(t.image_id) for s, t in trials.items()}
-        self.voxels = {s: _near(t.voxels.float(), device) for s, t in trials.items()}
-        kept = {name: getattr(targets, name, None) for name in TARGETS}
-        self.targets = {k: _near(v.float(), device) for k, v in kept.items() if v is not None}
-
-    @property
-    def batch(self) -> int:
-        """Trials of all subjects together."""
-        return self.each * len(self.voxels)
-
-    def __call__(self, step: int, *, mixed: bool, rank: int = 0, world: int = 1) -> Batch:
-        chosen = {s: self.chosen(s, step * world + rank) for s in self.voxels}
-        voxels = {s: self._take(self.voxels[s], rows) for s, rows in chosen.items()}
-        images = torch.cat([self.rows[s][rows] for s, rows in chosen.items()])
-        targets = {name: self._take(values, images) for name, values in self.targets.items()}
-        if not mixed:
-            return Batch(voxels, targets, None)
-        generator = torch.Generator().manual_seed(derive(self.seed, "mix", step, rank))
-        mixes = [draw_mix(len(rows), generator=generator) for rows in chosen.values()]
-        mixes = [Mix(*(x.to(self.device) for x in mix)) for mix in mixes]
-        pairs = zip(voxels.items(), mixes, strict=True)
-        return Batch({s: mix.apply(x) for (s, x), mix in pairs}, targets, Mix.join(mixes))
-
-    def chosen(self, subject: int, number: int) -> Tensor:
-        """Rows of that subject's trials in its batch of that number."""
-        n, start = len(self.voxels[subject]), number * self.each
-        passes = range(start // n, (start + self.each - 1) // n + 1)
-        walk = torch.cat([self._permutation(subject, n, once) for once in passes])
-        return walk[start % n : start % n + self.each]
-
-    def _permutation(self, subject: int, n: int, once: int) -> Tensor:
-        seed = derive(self.seed, "order", subject, once)
-        return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-
-    def _take(self, values: Tensor, rows: Tensor) -> Tensor:
-        return values[rows.to(values.device)].to(self.device, non_blocking=True)
-
-
 class Objective(nn.Module):
     """All loss terms of a batch in one forward pass, as distributed training needs it."""
 
@@ -145,26 +88,56 @@ class Objective(nn.Module):
         self.model = model
 
     def forward(
-        self, batch: Batch, temperature: float | None, generator: torch.Generator
+        self,
+        batch: Batch,
+        temperature: float | None,
+        generator: torch.Generator | None,
+        others: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The terms by name, not yet scaled, in float32."""
-        latents = [self.model.ridge(voxels, s) for s, voxels in batch.voxels.items()]
-        out = self.model.backbone(torch.cat(latents))
-        brain, image = (_unit(x.flatten(1)) for x in (out.retrieval, batch.targets["tokens"]))
+        """The terms by name, not yet scaled, in float32.
+
+        Without a generator: what the contrastive terms compare, in its rows of the whole batch.
+        `others` is the sum of these over all parts; a part that is a process's whole share need
+        not be given it.
+        """
+        with parts.shared_dropout(batch.part):
+            latents = [self.model.ridge(voxels, s) for s, voxels in batch.voxels.items()]
+            out = self.model.backbone(torch.cat(latents))
+        seen = _compared(out)
+        if generator is None:
+            return batch.part.spread(seen)
+        targets = batch.targets
+        if batch.part is not None:
+            targets, part = batch.part.targets, batch.part
+            others = others or parts.add_up([part.spread(seen)], part.world)
+            seen = part.among(others, seen)
+        image = _unit(targets["tokens"].flatten(1))
         if batch.mix is None:
-            contrastive = soft_clip_loss(brain, image, temperature)
+            contrastive = soft_clip_loss(seen["brain"], image, temperature)
         else:
-            contrastive = bimixco_loss(brain, image, batch.mix)
-        prior = self.model.prior.loss(out.tokens, batch.targets["tokens"], generator=generator)
-        return {"prior": prior, "contrastive": contrastive} | _low_level(out, batch.targets)
+            contrastive = bimixco_loss(seen["brain"], image, batch.mix)
+        prior = self.model.prior.loss(
+            out.tokens, batch.targets["tokens"], generator=generator, **_rows(batch.part)
+        )
+        terms = {"prior": prior, "contrastive": contrastive}
+        if out.low_level is None:
+            return terms
+        teacher = (_unit(targets[name]).flatten(0, 1) for name in ("aux", "aux_augmented"))
+        aux = low_level_contrastive_loss(seen["features"].flatten(0, 1), *teacher)
+        low_level = F.l1_loss(out.low_level.float(), batch.targets["latents"])
+        return terms | {"low_level": low_level, "aux": aux}
 
 
-def _low_level(out: Any, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _compared(out: Any) -> dict[str, Tensor]:
+    """What the contrastive terms compare, of unit length."""
+    brain = {"brain": _unit(out.retrieval.flatten(1))}
     if out.low_level is None:
-        return {}
-    features = (out.low_level_features, targets["aux"], targets["aux_augmented"])
-    aux = low_level_contrastive_loss(*(_unit(x).flatten(0, 1) for x in features))
-    return {"low_level": F.l1_loss(out.low_level.float(), targets["latents"]), "aux": aux}
+        return brain
+    return brain | {"features": _unit(out.low_level_features)}
+
+
+def _rows(part: Part | None) -> dict[str, Any]:
+    return {} if part is None else {"rows": part.rows, "whole": part.whole}
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
@@ -213,13 +186,16 @@ class Trainer:
     check: Callable[[MindEye2], dict[str, float]] | None = None
     checkpoint_every: int = 500
     callback: Callable[[int, dict[str, float]], None] | None = None
+    hardware: Hardware = Hardware()
     history: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        optimizer = torch.optim.AdamW(parameter_groups(self.model), lr=self.plan.max_lr, fused=True)
+        optimizer = adamw(parameter_groups(self.model), self.plan.max_lr, self.hardware)
         self.objective, self.optimizer = self.accelerator.prepare(Objective(self.model), optimizer)
         # Not prepared: accelerate would step it once per process.
         self.scheduler = one_cycle(optimizer, self.plan)
+        in_pieces = Pieces.of(self.model)
+        self.pieces = Pieces(self.objective, self.optimizer) if in_pieces else None
         self.history = self.history or {"seconds": 0.0, "steps": [], "checks": []}
 
     def run(self, progress: bool = True, name: str = "training") -> dict[str, Any]:
@@ -234,7 +210,8 @@ class Trainer:
             mininterval=1,
             disable=None if progress and self.accelerator.is_main_process else True,
         )
-        with _own_randomness(self.accelerator.device):
+        device = self.accelerator.device
+        with _own_randomness(device), recomputed(self.model, self.hardware):
             for step in bar:
                 terms = self.step(step)
                 self._record(step, terms, bar)
@@ -243,18 +220,29 @@ class Trainer:
         self._clock()
         return self.history
 
+    def trained(self) -> MindEye2:
+        """The model in one piece (under FSDP: on the main process)."""
+        return self.pieces.whole(self.model) if self.pieces else self.model
+
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step; the loss and its terms as numbers."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        torch.manual_seed(derive(self.seed, "dropout", step, rank))
-        generator = torch.Generator(self.accelerator.device)
-        generator.manual_seed(derive(self.seed, "noise", step, rank))
-        temperature = self.plan.temperature(step)
-        batch = self.feed(step, mixed=temperature is None, rank=rank, world=world)
-        terms = self.objective(batch, temperature, generator)
-        loss = total(terms)
-        numbers = _finite(step, {"loss": loss} | terms)
-        self.accelerator.backward(loss)
+        cut, temperature = self.hardware.accumulate, self.plan.temperature(step)
+        mixed = temperature is None
+        batches = self.feed.parts(step, mixed=mixed, rank=rank, world=world, cut=cut)
+        others = self._others(batches, step) if cut > 1 else None
+        found = []
+        for number, batch in enumerate(batches, 1):
+            with self._sync(number == cut):
+                terms = self.objective(batch, temperature, self._draws(step), others)
+                # The gradient is the mean over processes. A part's contrastive terms are the
+                # whole batch's, with the gradient of its own rows: they count in full.
+                own = parts.weigh(terms, batch.part, CONTRASTIVE, parts=1)
+                self.accelerator.backward(world * total(own))
+            terms = {name: term.detach() for name, term in terms.items()}
+            found.append(parts.weigh(terms, batch.part, CONTRASTIVE, parts=cut * world))
+        terms = parts.add_up(found, world)
+        numbers = _finite(step, {"loss": total(terms)} | terms)
         self.optimizer.step()
         self.optimizer.zero_grad()
         numbers["lr"] = self.scheduler.get_last_lr()[0]
@@ -262,10 +250,31 @@ class Trainer:
             self.scheduler.step()
         return numbers
 
+    def _draws(self, step: int) -> torch.Generator:
+        """Where the noise of this step comes from; dropout's generator is set back, too."""
+        torch.manual_seed(derive(self.seed, "dropout", step, 0))
+        generator = torch.Generator(self.accelerator.device)
+        return generator.manual_seed(derive(self.seed, "noise", step, 0))
+
+    def _sync(self, last: bool) -> AbstractContextManager:
+        """Processes exchange gradients once, after the last micro-batch."""
+        return nullcontext() if last else self.accelerator.no_sync(self.objective)
+
+    @torch.no_grad()
+    def _others(self, batches: list[Batch], step: int) -> dict[str, Tensor]:
+        """What the contrastive terms compare, of all parts: one look ahead without the prior."""
+        seen = []
+        for batch in batches:
+            self._draws(step)
+            seen.append(self.objective(batch, None, None))
+        return parts.add_up(seen, self.accelerator.num_processes)
+
     def _record(self, step: int, numbers: dict[str, float], bar: tqdm) -> None:
         if step % -(-self.plan.steps // RECORDS) == 0:
             self.history["steps"].append({"step": step} | numbers)
-        if self.check and step + 1 in {self.plan.steps * tenth // 10 for tenth in range(1, 11)}:
+        # In pieces, the model cannot be called from outside of training: no checks on the way.
+        checks = self.check is not None and self.pieces is None
+        if checks and step + 1 in {self.plan.steps * tenth // 10 for tenth in range(1, 11)}:
             self.history["checks"].append({"step": step + 1} | self.check(self.model))
         if step % 10 == 0 or step + 1 == self.plan.steps:
             latest = self.history["checks"][-1] if self.history["checks"] else {}
@@ -285,39 +294,47 @@ class Trainer:
 
     def _checkpoint(self, step: int) -> None:
         """Everything that the next step needs, in one file that opens without running code."""
-        if self._last is None or not self.accelerator.is_main_process:
+        if self._last is None or not (self.pieces or self.accelerator.is_main_process):
             return
         self._clock()
+        model, optimizer = self._state()
+        if not self.accelerator.is_main_process:
+            return
         state = {
             "how": self.how,
             "step": step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": model,
+            "optimizer": optimizer,
             "scheduler": self.scheduler.state_dict(),
             "history": json.dumps(self.history),
         }
         with paths.write_beside(self._last) as beside:
             torch.save(state, beside)
 
+    def _state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        if self.pieces:
+            return self.pieces.state()
+        return self.model.state_dict(), self.optimizer.state_dict()
+
     def _resume(self) -> int:
         if self._last is None or not self._last.exists():
             return 0
-        state = torch.load(self._last, map_location="cpu", weights_only=True)
+        # In pieces, every process reads the same large file: mapped, it is in memory once.
+        mapped = self.pieces is not None
+        state = torch.load(self._last, map_location="cpu", weights_only=True, mmap=mapped)
         if state["how"] != self.how:
             raise ValueError(
                 f"{self._last} belongs to a run with other settings: give another folder, or "
                 "delete it to start again"
             )
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.pieces:
+            self.pieces.load(state["model"], state["optimizer"])
+        else:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.history = json.loads(state["history"])
         return state["step"]
-
-
-def derive(*parts: Any) -> int:
-    """A seed that follows from these parts and from nothing else."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big")
 
 
 def _finite(step: int, terms: Mapping[str, Tensor]) -> dict[str, float]:
@@ -336,14 +353,6 @@ def _finite(step: int, terms: Mapping[str, Tensor]) -> dict[str, float]:
 
 def _unit(x: Tensor) -> Tensor:
     return F.normalize(x.float(), dim=-1)
-
-
-def _near(values: Tensor, device: torch.device) -> Tensor:
-    """On the device if it fits into half of what is free there, else where it is."""
-    if device.type != "cuda":
-        return values.to(device)
-    free, _ = torch.cuda.mem_get_info(device)
-    return values.to(device) if values.nbytes < free / 2 else values
 
 
 @contextmanager

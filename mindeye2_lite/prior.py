@@ -66,17 +66,22 @@ class DiffusionPrior(nn.Module):
         *,
         generator: torch.Generator,
         drop: float = DROP,
+        rows: Int[Tensor, " batch"] | None = None,
+        whole: int | None = None,
     ) -> Float[Tensor, ""]:
         """Mean squared error of the predicted image tokens at a random time per trial.
 
         The condition and the noisy tokens are each hidden from a share `drop` of the trials.
+        Trials that are these `rows` of a batch of `whole` get what they would get in there.
         """
-        batch, device = len(tokens), generator.device
+        batch, device = whole or len(tokens), generator.device
         times = torch.randint(
             len(self.noise_scheduler.betas), (batch,), generator=generator, device=device
         )
         keep = torch.rand(2, batch, generator=generator, device=device) >= drop
-        noise = _normal_like(image_tokens, generator)
+        noise = _normal_like(image_tokens, generator, batch)
+        if rows is not None:
+            times, keep, noise = times[rows.to(device)], keep[:, rows.to(device)], noise[rows]
         times, (keep_tokens, keep_noisy) = times.to(tokens.device), keep.to(tokens.device)
         noisy = self.noise_scheduler.add_noise(image_tokens, times, noise)
         predicted = self.net(noisy, times, tokens, keep_tokens=keep_tokens, keep_noisy=keep_noisy)
@@ -450,6 +455,7 @@ def _times(t: int, like: Tensor) -> Tensor:
     return torch.full((len(like),), t, device=like.device)
 
 
-def _normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(x.shape, generator=generator, device=generator.device)
+def _normal_like(x: Tensor, generator: torch.Generator, batch: int | None = None) -> Tensor:
+    shape = (batch or len(x), *x.shape[1:])
+    noise = torch.randn(shape, generator=generator, device=generator.device)
     return noise.to(x.device, x.dtype)

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from filelock import FileLock
 from torch import Tensor
 
 from mindeye2_lite import __version__, encoders, paths
 from mindeye2_lite.backbone import Output
 from mindeye2_lite.config import Config
+from mindeye2_lite.hardware import Hardware, accelerator
 from mindeye2_lite.loop import Feed, Plan, Trainer
 from mindeye2_lite.model import MindEye2
 from mindeye2_lite.nsd import Subject, Trials
@@ -59,7 +59,7 @@ def pretrain(
     """Train ridge maps of these subjects and everything shared, on all of their sessions.
 
     Every batch holds the same number of trials of each. `how` is what `_train` takes: `folder`,
-    `targets`, `progress`, `checkpoint_every`, `callback`. Official: `--multi_subject`.
+    `targets`, `progress`, `checkpoint_every`, `callback`, `hardware`. Official: `--multi_subject`.
     """
     people = {s: Subject(root, s) for s in sorted(subjects)}
     trials = {s: p.train(normalize=normalize) for s, p in people.items()}
@@ -142,6 +142,8 @@ def fingerprint(config: Config, root: str | Path, **how: Any) -> str:
     ]
     start = how.get("start")
     how = how | {"start": _weights_hash(start) if isinstance(start, MindEye2) else start}
+    hardware = (how.pop("hardware", None) or Hardware()).outcome()
+    how = how if hardware is None else how | {"hardware": hardware}
     for outcome_free in ("callback", "checkpoint_every", "targets"):
         how.pop(outcome_free, None)
     parts = (__version__, sizes, networks, sorted(how.items(), key=str), _data_hash(Path(root)))
@@ -192,31 +194,35 @@ def _train(
     progress: bool = True,
     checkpoint_every: int = 500,
     callback: Callable[[int, dict[str, float]], None] | None = None,
+    hardware: Hardware | None = None,
 ) -> Run:
     """Set the loop up, run it, keep what came out in `folder` if there is one."""
-    accelerator = Accelerator()
+    hardware = hardware or Hardware()
+    here = accelerator(hardware)
     images = next(iter(people.values())).images
     if targets is None:
         ids = torch.cat([t.image_id for t in trials.values()] + [held_out[1].image_ids[:HELD_OUT]])
-        with accelerator.main_process_first():
-            device = str(accelerator.device)
+        with here.main_process_first():
+            device = str(here.device)
             targets = encoders.targets(images, ids, config, device=device, progress=progress)
-    feed = Feed(trials, targets, settings["batch"], settings["seed"], accelerator.device)
-    plan = Plan.of(config, settings["per_epoch"], feed.batch * accelerator.num_processes)
+    feed = Feed(trials, targets, settings["batch"], settings["seed"], here.device)
+    plan = Plan.of(config, settings["per_epoch"], feed.batch * here.num_processes)
     trainer = Trainer(
         model,
         feed,
         plan,
-        accelerator,
+        here,
         settings["seed"],
-        how=_hash(plan, dict(settings), sorted(trials), _shapes(model)),
+        how=_how(plan, settings, sorted(trials), model, hardware),
         folder=folder and Path(folder),
         check=partial(_top1, subject=held_out[0], trials=held_out[1], targets=targets),
         checkpoint_every=checkpoint_every,
         callback=callback,
+        hardware=hardware,
     )
     history = trainer.run(progress, name)
-    if folder is not None and accelerator.is_main_process:
+    model = trainer.trained()
+    if folder is not None and here.is_main_process:
         _keep(Path(folder), model, history)
     return Run(model.eval(), history, folder and Path(folder))
 
@@ -260,6 +266,12 @@ def _keep(folder: Path, model: MindEye2, history: Mapping[str, Any]) -> None:
     with paths.write_beside(folder / "history.json") as beside:
         beside.write_text(json.dumps(history))
     (folder / "last.pt").unlink(missing_ok=True)
+
+
+def _how(plan: Plan, settings: Mapping, people: list[int], model: MindEye2, how: Hardware) -> str:
+    """What a checkpoint must agree on for training to go on from it."""
+    outcome = [] if how.outcome() is None else [how.outcome()]
+    return _hash(plan, dict(settings), people, _shapes(model), *outcome)
 
 
 def _mean_over(x: Tensor, repeats: int) -> Tensor:

@@ -33,7 +33,9 @@ unclip_sampling unclip_names unclip_released
 nsd_raw nsd encoders released_networks unclip captions converter_training refine sdxl
 voxel_model synthetic
 model
+parts feed hardware
 loop train
+assets plan
 baselines
 pipeline
 experiments

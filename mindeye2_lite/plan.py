@@ -1,0 +1,406 @@
+"""What a training step needs, before one is paid for: parameters, memory, disk, and what to switch.
+
+A model of full size is built from tensors that have shapes but no numbers (`FakeTensorMode`), and
+a real training step runs on it: forward, losses, backward, micro-batch after micro-batch, under
+autocast. Every tensor that comes into being is counted while it lives. So nothing here is typed in,
+and nothing is measured either: not yet on a GPU.
+
+    print(report(plan(Config.paper(), gpu_gb=16, sessions=1)))
+
+Assumed: the plain form of attention, to which CUDA falls back in half precision for heads of 52
+channels (in float32 it has a leaner one); and norms in float32, as autocast does them on GPUs.
+"""
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mindeye2_lite import assets, prior
+from mindeye2_lite.config import Config
+from mindeye2_lite.feed import Batch
+from mindeye2_lite.hardware import UNITS, Hardware, recomputed
+from mindeye2_lite.loop import CONTRASTIVE, Objective, Plan, parameter_groups, total
+from mindeye2_lite.model import MindEye2
+from mindeye2_lite.parts import Part, rows_of, weigh
+
+NOT_MEASURED = "computed from shapes, not yet measured on a GPU"
+CARDS = (16, 24, 40, 80)  # GB
+OVERHEAD = 1.0  # GB for CUDA's own context and the gaps between tensors: a choice
+BLOCK, SMALL = 256, 4096  # bitsandbytes: one scale per block; smaller tensors stay in float32
+TEMPERATURE = 0.005  # any will do
+NEW_IMAGES = 9000  # at most so many that a subject alone saw
+
+
+@dataclass(frozen=True)
+class Need:
+    """Memory of one training step on one GPU, in GB (1e9 bytes).
+
+    `activations` is everything else that lives at the worst moment: what the backward pass needs,
+    half-precision copies of weights, and what passes. With `offload`, weights, gradients and
+    optimizer states lie in the host's memory and the GPU holds the largest part at a time (FSDP).
+    Micro-batches may cost more than they save: from the second on, a new gradient of the widest
+    layer lies beside the sum of those before.
+    """
+
+    name: str
+    config: Config
+    hardware: Hardware
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    layer: float
+    offload: bool = False
+
+    @property
+    def gpu(self) -> float:
+        """All that the GPU must hold."""
+        kept = self.weights + self.gradients + self.optimizer
+        return self.activations + OVERHEAD + (self.layer if self.offload else kept)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What `plan` found: parameters by part, needs from the plainest to the most saving, disk."""
+
+    config: Config
+    subjects: Mapping[int, int]  # their voxels
+    batch: int
+    steps: int
+    gpu_gb: float
+    parameters: dict[str, int]
+    trained: int
+    needs: tuple[Need, ...]
+    disk: dict[str, float]  # GB
+    host: float  # GB of image tokens and voxels in the memory of each process
+
+    @property
+    def fits(self) -> Need | None:
+        """The first that fits: the one that saves least."""
+        return next((need for need in self.needs if need.gpu <= self.gpu_gb), None)
+
+
+def plan(
+    config: Config,
+    *,
+    gpu_gb: float,
+    sessions: int | None = 1,
+    subject: int = 1,
+    pretrain: bool = False,
+) -> Planned:
+    """What training this config takes on a GPU of so many GB: seconds, no GPU, little memory.
+
+    `pretrain`: on the seven others instead of `subject`. `sessions=None`: all. ValueError in one
+    line for a subject, a number of sessions or a size that there is not.
+    """
+    subjects = _subjects(subject, pretrain)
+    own = assets.SESSIONS[subject]
+    if sessions is not None and not 1 <= sessions <= own:
+        raise ValueError(f"subject {subject} has 1 to {own} sessions, got {sessions}")
+    if gpu_gb <= 0:
+        raise ValueError(f"a GPU of {gpu_gb} GB: give its memory in GB, for instance 16")
+    visits = {s: assets.SESSIONS[s] if pretrain else sessions or own for s in subjects}
+    each = max(1, (config.pretrain_batch if pretrain else config.batch) // len(subjects))
+    whole = each * len(subjects)
+    model = _model(config, tuple(subjects.items()))
+    trials = config.trials_per_session * max(visits.values())
+    return Planned(
+        config,
+        subjects,
+        whole,
+        Plan.of(config, trials, whole).steps,
+        gpu_gb,
+        parameters(model),
+        sum(p.numel() for p in model.parameters() if p.requires_grad),
+        tuple(_needs(config, tuple(subjects.items()), each)),
+        _disk(config, model, subjects, visits),
+        _host(config, subjects, visits),
+    )
+
+
+@lru_cache
+def _model(config: Config, subjects: tuple[tuple[int, int], ...]) -> MindEye2:
+    with fake():
+        return MindEye2.from_config(config, dict(subjects))
+
+
+def parameters(model: nn.Module) -> dict[str, int]:
+    """Numbers in each part and, first, in all."""
+    named = model.named_children()
+    parts = {name: parameters_of(part) for name, part in named}
+    return {"all": sum(parts.values())} | parts
+
+
+def parameters_of(module: nn.Module) -> int:
+    """How many numbers it holds that training may change, or that are frozen."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def _subjects(subject: int, pretrain: bool) -> dict[int, int]:
+    if subject not in assets.VOXELS:
+        raise ValueError(f"there is no subject {subject}: choose from 1 to 8")
+    if not pretrain:
+        return {subject: assets.VOXELS[subject]}
+    return {s: voxels for s, voxels in assets.VOXELS.items() if s != subject}
+
+
+# ---- memory ------------------------------------------------------------------------------------
+
+
+def _needs(config: Config, subjects: tuple[tuple[int, int], ...], each: int) -> Iterator[Need]:
+    """From float32 as it comes to everything that saves memory, then a smaller model."""
+    half = Hardware("bf16")
+    again = replace(half, checkpointing=True)
+    cut = replace(again, accumulate=min(4, each))
+    small, saving = replace(again, eight_bit=True), replace(cut, eight_bit=True)
+    parts = f"{cut.accumulate} micro-batches"
+    rungs = [
+        ("fp32", Hardware("fp32"), False),
+        ("bf16", half, False),
+        ("bf16, checkpointing", again, False),
+        (f"bf16, checkpointing, {parts}", cut, False),
+        ("bf16, checkpointing, 8-bit states", small, False),
+        (f"bf16, checkpointing, 8-bit states, {parts}", saving, False),
+        ("bf16, checkpointing, offload", again, True),
+    ]
+    for name, hardware, offload in rungs:
+        yield need(config, subjects, each, hardware, name=name, offload=offload)
+    if config.low_level:
+        smaller = replace(config, low_level=False)
+        name = "bf16, checkpointing, 8-bit states, no low-level head"
+        yield need(smaller, subjects, each, small, name=name)
+
+
+@lru_cache
+def need(
+    config: Config,
+    subjects: tuple[tuple[int, int], ...],
+    each: int,
+    hardware: Hardware,
+    *,
+    name: str = "",
+    offload: bool = False,
+) -> Need:
+    """The memory of a step with `each` trials of every (subject, voxels), in that way."""
+    model = _model(config, subjects)
+    trained = [p for group in parameter_groups(model) for p in group["params"]]
+    weights = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
+    gradients = sum(p.nbytes for p in trained)
+    peak, kept = _peak(config, subjects, each, replace(hardware, eight_bit=False))
+    # In pieces, gradients leave as they come: what counts is what the forward pass keeps.
+    activations = kept - weights if offload else peak - weights - gradients
+    units = [m for m in model.modules() if type(m).__name__ in UNITS]
+    largest = max(parameters_of(unit) for unit in units)
+    return Need(
+        name,
+        config,
+        hardware,
+        weights / 1e9,
+        gradients / 1e9,
+        sum(_state_bytes(p, hardware.eight_bit) for p in trained) / 1e9,
+        activations / 1e9,
+        2 * largest * (4 if hardware.precision == "fp32" else 2) / 1e9,  # and its gradient
+        offload,
+    )
+
+
+def _state_bytes(parameter: nn.Parameter, eight_bit: bool) -> float:
+    """AdamW's two moments of every number."""
+    if eight_bit and parameter.numel() >= SMALL:
+        return 2 * (parameter.numel() + 4 * parameter.numel() / BLOCK)
+    return 2 * parameter.nbytes
+
+
+@lru_cache
+def _peak(
+    config: Config, subjects: tuple[tuple[int, int], ...], each: int, hardware: Hardware
+) -> tuple[int, int]:
+    """Most bytes alive at once in a step, and those alive after its forward pass; with weights."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with fake(), Living() as living:
+        model = MindEye2.from_config(config, dict(subjects)).train()
+        _norms_in_float(model)
+        objective = Objective(model)
+        # The first micro-batch makes the gradients, the second finds them there.
+        batches = _batches(config, dict(subjects), each, hardware.accumulate)[:2]
+        others = _others(config, batches[0]) if batches[0].part else None
+        with recomputed(model, hardware), sdpa_kernel(SDPBackend.MATH):
+            for batch in batches:
+                with _autocast(hardware):
+                    terms = objective(batch, TEMPERATURE, torch.Generator(), others)
+                    loss = total(weigh(terms, batch.part, CONTRASTIVE, parts=1))
+                kept = living.now
+                loss.backward()
+                del terms, loss
+    return living.peak, kept
+
+
+def _batches(config: Config, subjects: Mapping[int, int], each: int, cut: int) -> list[Batch]:
+    whole = each * len(subjects)
+    side, places = config.latent_size, (config.latent_size // 4) ** 2
+    shapes = {"tokens": (config.tokens, config.dim)}
+    if config.low_level:
+        shapes |= {"latents": (4, side, side)}
+        shapes |= dict.fromkeys(("aux", "aux_augmented"), (places, config.aux_dim))
+    targets = {name: torch.empty(whole, *shape) for name, shape in shapes.items()}
+    voxels = {s: torch.empty(each, n) for s, n in subjects.items()}
+    if cut == 1:
+        return [Batch(voxels, targets, None)]
+    batches = []
+    for rows in rows_of(len(subjects), each, rank=0, world=1, cut=cut):
+        few = len(rows) // len(subjects)
+        own = {name: values[: few * len(subjects)] for name, values in targets.items()}
+        part = Part(torch.empty(len(rows), dtype=torch.long), whole, 1, targets)
+        batches.append(Batch({s: v[:few] for s, v in voxels.items()}, own, None, part))
+    return batches
+
+
+def _others(config: Config, batch: Batch) -> dict[str, torch.Tensor]:
+    places = (config.latent_size // 4) ** 2
+    others = {"brain": torch.empty(batch.part.whole, config.tokens * config.dim)}
+    if config.low_level:
+        others["features"] = torch.empty(batch.part.whole, places, config.aux_dim)
+    return others
+
+
+@contextmanager
+def fake() -> Iterator[None]:
+    """Inside, tensors have shapes and types but no numbers and no memory."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        yield
+
+
+def _autocast(hardware: Hardware) -> torch.autocast:
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(hardware.precision)
+    return torch.autocast("cpu", dtype=half, enabled=half is not None)
+
+
+def _norms_in_float(model: nn.Module) -> None:
+    """Norms take and give float32 under CUDA's autocast, unlike under the CPU's."""
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm | prior.LayerNorm):
+            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+
+
+class Living(TorchDispatchMode):
+    """Counts the bytes of all tensors that were made inside and are alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._note(tensor.untyped_storage())
+        return out
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        if id(storage) in self.known:
+            return
+        self.known.add(id(storage))
+        weakref.finalize(storage, self._gone, id(storage), storage.nbytes())
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+
+    def _gone(self, name: int, size: int) -> None:
+        self.known.discard(name)
+        self.now -= size
+
+
+# ---- disk --------------------------------------------------------------------------------------
+
+
+def _disk(config: Config, model: MindEye2, subjects: Sequence[int], visits: Mapping) -> dict:
+    """GB of what is downloaded, of targets, of a model and of a checkpoint to go on from."""
+    weights = sum(p.nbytes for p in model.parameters())
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    wanted = assets.needed(config, list(subjects), stages=("data", "training"))
+    return {
+        "files to fetch for training": sum(asset.gigabytes for asset in wanted),
+        "image tokens and latents, float16": 2 * _target_numbers(config, visits) / 1e9,
+        "checkpoint while training": (weights + 2 * trained) / 1e9,
+        "model": weights / 1e9,
+    }
+
+
+def _host(config: Config, subjects: Mapping[int, int], visits: Mapping[int, int]) -> float:
+    """Targets and voxels in float32."""
+    voxels = sum(config.trials_per_session * visits[s] * n for s, n in subjects.items())
+    return 4 * (_target_numbers(config, visits) + voxels) / 1e9
+
+
+def _target_numbers(config: Config, visits: Mapping[int, int]) -> int:
+    """Of all images of these sessions: at most one per trial."""
+    images = sum(min(config.trials_per_session * n, NEW_IMAGES) for n in visits.values())
+    head = 4 * config.latent_size**2 + 2 * (config.latent_size // 4) ** 2 * config.aux_dim
+    return images * (config.tokens * config.dim + head * config.low_level)
+
+
+# ---- words -------------------------------------------------------------------------------------
+
+
+def report(planned: Planned) -> str:
+    """All of it as text of a fixed width."""
+    who = ", ".join(map(str, planned.subjects))
+    head = (
+        f"{planned.config.profile}: subject{'s' * (len(planned.subjects) > 1)} {who}, batch "
+        f"{planned.batch}, {planned.steps:,} steps. {NOT_MEASURED[0].upper()}{NOT_MEASURED[1:]}."
+    )
+    lines = [head, "", "parameters"]
+    lines += [f"  {name:20} {count:>15,}" for name, count in planned.parameters.items()]
+    lines += [f"  {'trained':20} {planned.trained:>15,}", "", _memory(planned)]
+    lines += ["", "GB on disk"]
+    lines += [f"  {name:40} {size:>6.1f}" for name, size in planned.disk.items()]
+    lines += ["", f"GB in each process's own memory: {planned.host:.1f}, image tokens and voxels"]
+    return "\n".join([*lines, "", verdict(planned)])
+
+
+def _memory(planned: Planned) -> str:
+    wide = max(len(need.name) for need in planned.needs)
+    columns = ("weights", "gradients", "optimizer", "activations")
+    first = f"{'GB on the GPU':{wide}}  {'  '.join(columns)}  {'all':>5}  fits {planned.gpu_gb:g}"
+    lines = [first]
+    for need in planned.needs:
+        here = [0.0 if need.offload and c != "activations" else getattr(need, c) for c in columns]
+        if need.offload:
+            here[0] = need.layer
+        cells = "  ".join(f"{v:>{len(c)}.1f}" for c, v in zip(columns, here, strict=True))
+        fits = "yes" if need.gpu <= planned.gpu_gb else "no"
+        lines.append(f"{need.name:{wide}}  {cells}  {need.gpu:>5.1f}  {fits}")
+    return "\n".join([*lines, f"({OVERHEAD:g} GB more in each row for CUDA itself)"])
+
+
+def verdict(planned: Planned) -> str:
+    """One line: what to switch."""
+    need = planned.fits
+    if need is None:
+        return f"Nothing here fits into {planned.gpu_gb:g} GB: take a narrower model or more GPUs."
+    return f"Fits into {planned.gpu_gb:g} GB: {need.name}. Type: {command(planned, need)}"
+
+
+def command(planned: Planned, need: Need) -> str:
+    """What to type to train like this."""
+    hardware = need.hardware
+    words = ["mindeye2-lite train", f"--profile {planned.config.profile}"]
+    words += [f"--precision {hardware.precision}"]
+    words += [f"--accumulate {hardware.accumulate}"] * (hardware.accumulate > 1)
+    words += ["--checkpointing"] * hardware.checkpointing + ["--eight-bit"] * hardware.eight_bit
+    words += ["--no-low-level"] * (planned.config.low_level and not need.config.low_level)
+    if need.offload:
+        words[0] = "accelerate launch --config_file configs/accelerate/offload.yaml " + (
+            "-m mindeye2_lite.cli train"
+        )
+    return " ".join(words)

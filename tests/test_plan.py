@@ -1,0 +1,167 @@
+"""What a training step needs is computed from the model itself, and moves the right way."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from test_train import TINY
+
+from mindeye2_lite import assets, cli, plan
+from mindeye2_lite.config import Config
+from mindeye2_lite.hardware import UNITS, Hardware
+from mindeye2_lite.model import MindEye2
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
+OTHERS = {s: v for s, v in assets.VOXELS.items() if s != 1}
+SMALL = replace(TINY, hidden=256, dim=64, tokens=16, latent_size=16, prior_depth=3)
+
+
+def counted(config: Config, subjects: dict[int, int]) -> dict[str, int]:
+    with torch.device("meta"):
+        return plan.parameters(MindEye2.from_config(config, subjects))
+
+
+def step(hardware: Hardware, config: Config = SMALL, each: int = 8, **how) -> plan.Need:
+    return plan.need(config, ((1, 500),), each, hardware, **how)
+
+
+# -- parameters: the totals that the released notebooks print -------------------------------------
+
+
+def test_parameters_are_the_published_ones_in_every_part():
+    paper = counted(Config.paper(), {1: 15724})
+    assert paper == {
+        "all": 2_227_294_844,
+        "ridge": 64_409_600,
+        "backbone": 1_903_020_028,
+        "diffusion_prior": 259_865_216,
+    }
+
+
+def test_parameters_of_pretraining_and_of_the_light_models_are_the_published_ones():
+    assert counted(Config.paper(), OTHERS)["all"] == 2_575_262_332
+    assert counted(Config.colab(), {1: 15724})["all"] == 729_327_896
+    assert counted(Config.colab(), {1: 15724})["backbone"] == 453_360_280
+    assert counted(Config.colab(), OTHERS)["all"] == 816_319_768
+
+
+# -- memory ---------------------------------------------------------------------------------------
+
+
+def test_weights_gradients_and_states_follow_from_the_parameters():
+    with torch.device("meta"):
+        model = MindEye2.from_config(SMALL, {1: 500})
+    trained = 4e-9 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    need = step(Hardware("fp32"))
+    assert need.gradients == pytest.approx(trained)
+    assert need.optimizer == pytest.approx(2 * trained)
+    assert need.weights > need.gradients  # frozen mixers are weights without a gradient
+    assert need.gpu == pytest.approx(need.weights + 3 * trained + need.activations + plan.OVERHEAD)
+
+
+def test_the_peak_is_that_of_a_step_with_real_numbers():
+    """The same count, with tensors that exist instead of fake ones."""
+    expected = plan._peak(SMALL, ((1, 500),), 4, Hardware("fp32"))
+    real = plan._peak.__wrapped__  # past the cache
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "fake", lambda: torch.device("cpu"))
+        patch.setattr(torch, "empty", torch.zeros)
+        found = real(SMALL, ((1, 500),), 4, Hardware("fp32"))
+    assert found == pytest.approx(expected, rel=0.02)
+
+
+def test_what_saves_memory_saves_memory():
+    plain, again = (step(Hardware("bf16", checkpointing=c)) for c in (False, True))
+    assert again.activations < plain.activations
+    whole, cut = (step(Hardware("bf16", accumulate=n), each=32) for n in (1, 8))
+    assert cut.activations < whole.activations
+    eight = step(Hardware("bf16", eight_bit=True))
+    assert eight.optimizer < plain.optimizer / 2 and eight.activations == plain.activations
+    away = step(Hardware("bf16"), offload=True)
+    assert away.gpu < plain.gpu
+    bare = step(Hardware("bf16"), config=replace(SMALL, low_level=False))
+    assert bare.gpu < plain.gpu
+
+
+def test_more_trials_and_wider_models_need_more():
+    assert step(Hardware("fp32"), each=4).gpu < step(Hardware("fp32"), each=8).gpu
+    wider = replace(SMALL, hidden=512)
+    assert step(Hardware("fp32")).gpu < step(Hardware("fp32"), config=wider).gpu
+
+
+@pytest.fixture(scope="module")
+def planned() -> plan.Planned:
+    return plan.plan(replace(SMALL, batch=8, max_steps=None), gpu_gb=16, sessions=2)
+
+
+def test_a_plan_counts_steps_and_disk(planned):
+    assert planned.subjects == {1: 15724} and planned.batch == 8
+    assert planned.steps == 6 * (16 * 2 // 8)
+    weights = 4e-9 * planned.parameters["all"]
+    assert planned.disk["model"] == pytest.approx(weights)
+    assert planned.disk["checkpoint while training"] == pytest.approx(
+        weights + 8e-9 * planned.trained
+    )
+
+
+def test_a_larger_card_never_needs_more_switches(planned):
+    first = []
+    for size in (0.1, plan.OVERHEAD + 0.05, plan.OVERHEAD + 0.2, 80):
+        fits = replace(planned, gpu_gb=size).fits
+        first.append(len(planned.needs) if fits is None else planned.needs.index(fits))
+    assert first == sorted(first, reverse=True)
+    assert first[0] == len(planned.needs) and first[-1] == 0
+
+
+def test_the_report_says_what_it_is_worth_and_what_to_type(planned):
+    said = plan.report(planned)
+    assert "not yet measured on a GPU" in said
+    assert f"{planned.parameters['all']:,}" in said
+    assert "Fits into 16 GB: fp32. Type: mindeye2-lite train" in said
+    assert "Nothing here fits" in plan.report(replace(planned, gpu_gb=0.5))
+
+
+def test_the_command_that_is_named_can_be_typed(planned):
+    for need in planned.needs:
+        words = plan.command(planned, need).partition(" train ")[2].split()
+        options = cli.parser().parse_args(["train", *words])
+        assert options.precision == need.hardware.precision
+        assert options.accumulate == need.hardware.accumulate
+        assert options.checkpointing == need.hardware.checkpointing
+        assert options.eight_bit == need.hardware.eight_bit
+
+
+@pytest.mark.parametrize("line", ["--subject 9", "--sessions 41", "--gpu-gb 0"])
+def test_a_plan_that_cannot_be_costs_one_line(line, capsys):
+    assert cli.main(["plan", *line.split()]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("mindeye2-lite: ") and said.count("\n") == 1
+
+
+# -- configurations for accelerate ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_takes_every_configuration(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    settings = load_config_from_file(str(path))
+    assert settings.mixed_precision == "bf16"
+    said = yaml.safe_load(path.read_text())
+    assert settings.num_processes == said["num_processes"]
+    if said["distributed_type"] == "FSDP":
+        pieces = said["fsdp_config"]
+        assert pieces["fsdp_version"] == 2  # what the trainer knows, cut as the plan counts it
+        assert pieces["fsdp_transformer_layer_cls_to_wrap"].split(",") == list(UNITS)
+    assert ("FSDP" in said["distributed_type"]) == (path.stem != "one_gpu")
+
+
+def test_there_is_a_configuration_for_every_shape_and_a_slurm_script():
+    names = {path.name for path in CONFIGS.iterdir()}
+    assert names == {
+        "one_gpu.yaml", "offload.yaml", "one_node.yaml", "several_nodes.yaml", "slurm.sh"
+    }  # fmt: skip
+    script = (CONFIGS / "slurm.sh").read_text()
+    assert "several_nodes.yaml" in script and "mindeye2_lite.cli train" in script
