@@ -11,7 +11,6 @@ sizes, names of parameters and small random instances are tested, the files them
 """
 
 import functools
-import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mindeye2_lite import paths
+from mindeye2_lite import paths, released
 from mindeye2_lite.encoders import ImageEncoder, Vae, frozen
 
 FILES = {
@@ -60,22 +59,14 @@ def read_state(path: Path, *, inside: str | None = None, prefix: str = "") -> di
     """The tensors of a safetensors or torch file whose names begin with `prefix`, without it.
 
     `inside` is the key under which a torch file holds them; a folder holds safetensors. Runs no
-    code of the file. ValueError in one line if it is cut short, holds more than plain containers of
-    tensors and numbers, or holds none with that prefix.
+    code of the file. ValueError in one line if it is cut short or holds none with that prefix.
     """
     path = Path(path)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    try:
-        if path.suffix == ".safetensors" or path.is_dir():
-            state = {k: v for file in files for k, v in _safetensors(file, prefix).items()}
-        else:
-            state = _torch(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read as a file of tensors ({why[:120]}): it is cut short or not the "
-            "released file; get it again with `mindeye2-lite fetch`"
-        ) from None
+    if path.suffix == ".safetensors" or path.is_dir():
+        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        state = {k: v for file in files for k, v in _safetensors(file, prefix).items()}
+    else:
+        state = released.read(path)
     state = state.get(inside, state) if isinstance(state, dict) and inside else state
     found = {
         key.removeprefix(prefix): value
@@ -94,14 +85,10 @@ def _safetensors(path: Path, prefix: str) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:  # reads the wanted tensors and no others
             return {key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}
     except SafetensorError as error:
-        raise ValueError(str(error)) from None
-
-
-def _torch(path: Path) -> Any:
-    import zipfile
-
-    lazily = zipfile.is_zipfile(path)  # files from before torch 1.6 cannot be mapped
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
+        raise ValueError(
+            f"{path} cannot be read as a file of tensors ({str(error)[:120]}): it is cut short or "
+            "not the released file; get it again with `mindeye2-lite fetch`"
+        ) from None
 
 
 def fill(network: nn.Module, state: dict[str, Tensor], source: str | Path) -> nn.Module:

@@ -24,7 +24,7 @@ from filelock import FileLock
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mindeye2_lite import paths
+from mindeye2_lite import paths, released
 from mindeye2_lite.unclip_names import PARTS, Plan, Shapes, plan
 
 SHARD = 2**28  # numbers in a file: one gigabyte of float32
@@ -44,8 +44,10 @@ def open_weights(path: Path) -> tuple[Shapes, Read]:
     """
     if not path.is_file():
         raise ValueError(f"there is no weights file {path}")
+    if path.suffix != ".safetensors":
+        return _open_pickle(path)
     try:
-        return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
+        return _open_safetensors(path)
     except Exception as error:
         line = " ".join(str(error).split(". ")[0].split())
         raise ValueError(
@@ -62,10 +64,9 @@ def _open_safetensors(path: Path) -> tuple[Shapes, Read]:
 
 
 def _open_pickle(path: Path) -> tuple[Shapes, Read]:
-    """The one place where a pickle is opened."""
-    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    state = released.read(path)
     if not isinstance(state, Mapping):
-        raise TypeError(f"it holds a {type(state).__name__}, not named tensors")
+        raise ValueError(f"{path.name} holds a {type(state).__name__}, not named tensors")
     state = state.get("state_dict", state)
     shapes = {k: tuple(v.shape) for k, v in state.items() if isinstance(v, Tensor)}
     return shapes, state.__getitem__

@@ -335,14 +335,19 @@ class Bomb:
         return open, (self.path, "w")
 
 
-@pytest.mark.parametrize(
-    "write", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x, protocol=2))]
-)
-def test_a_file_with_code_in_it_is_refused_and_not_run(tmp_path, write):
-    write({"weight": torch.ones(2), "other": Bomb(tmp_path / "ran")}, tmp_path / "bad.pth")
-    with pytest.raises(ValueError, match="bad.pth cannot be read as a file of tensors") as error:
-        released_networks.read_state(tmp_path / "bad.pth")
-    assert one_line(error) and not (tmp_path / "ran").exists()
+def test_code_in_a_file_is_not_run_and_its_tensors_are_read(tmp_path):
+    path, mark = tmp_path / "odd.pth", tmp_path / "ran"
+    torch.save({"weight": torch.ones(2), "other": Bomb(mark)}, path)
+    assert torch.equal(released_networks.read_state(path)["weight"], torch.ones(2))
+    assert not mark.exists()
+
+
+def test_a_pickle_that_torch_did_not_write_is_refused_and_not_run(tmp_path):
+    path, mark = tmp_path / "bad.pth", tmp_path / "ran"
+    path.write_bytes(pickle.dumps({"weight": torch.ones(2), "other": Bomb(mark)}, protocol=2))
+    with pytest.raises(ValueError, match="cannot read bad.pth") as error:
+        released_networks.read_state(path)
+    assert one_line(error) and not mark.exists()
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -351,9 +356,9 @@ def test_a_file_cut_short_costs_one_line(tmp_path, suffix):
     weights = {"weight": torch.ones(1000)}
     save_file(weights, path) if suffix == ".safetensors" else torch.save(weights, path)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ValueError, match="cannot be read as a file of tensors") as error:
+    with pytest.raises(ValueError, match="it is cut short") as error:
         released_networks.read_state(path)
-    assert str(path) in one_line(error)
+    assert path.name in one_line(error)
 
 
 def test_only_the_wanted_tensors_are_taken(tmp_path):
