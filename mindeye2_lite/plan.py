@@ -12,7 +12,7 @@ channels (in float32 it has a leaner one); and norms in float32, as autocast doe
 """
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -74,7 +74,7 @@ class Planned:
     subjects: Mapping[int, int]  # their voxels
     batch: int
     steps: int
-    gpu_gb: float
+    gpu_gb: int | float
     parameters: dict[str, int]
     trained: int
     needs: tuple[Need, ...]
@@ -90,7 +90,7 @@ class Planned:
 def plan(
     config: Config,
     *,
-    gpu_gb: float,
+    gpu_gb: int | float,
     sessions: int | None = 1,
     subject: int = 1,
     pretrain: bool = False,
@@ -211,7 +211,7 @@ def need(
     )
 
 
-def _state_bytes(parameter: nn.Parameter, eight_bit: bool) -> float:
+def _state_bytes(parameter: nn.Parameter, eight_bit: bool) -> int | float:
     """AdamW's two moments of every number."""
     if eight_bit and parameter.numel() >= SMALL:
         return 2 * (parameter.numel() + 4 * parameter.numel() / BLOCK)
@@ -323,13 +323,13 @@ class Living(TorchDispatchMode):
 # ---- disk --------------------------------------------------------------------------------------
 
 
-def _disk(config: Config, model: MindEye2, subjects: Sequence[int], visits: Mapping) -> dict:
+def _disk(config: Config, model: MindEye2, subjects: Iterable[int], visits: Mapping) -> dict:
     """GB of what is downloaded, of targets, of a model and of a checkpoint to go on from."""
     weights = sum(p.nbytes for p in model.parameters())
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     wanted = assets.needed(config, list(subjects), stages=("data", "training"))
     return {
-        "files to fetch for training": sum(asset.gigabytes for asset in wanted),
+        "files to fetch for training": sum((asset.gigabytes for asset in wanted), 0.0),
         "image tokens and latents, float16": 2 * _target_numbers(config, visits) / 1e9,
         "checkpoint while training": (weights + 2 * trained) / 1e9,
         "model": weights / 1e9,
