@@ -207,7 +207,7 @@ def fetch(options) -> None:
     """List what there is, or get what a profile needs and say where it lies."""
     from mindeye2_lite import assets, paths
 
-    if options.profile is None:
+    if not options.profile:
         print(assets.listing(assets.table()))
         return
     chosen = assets.needed(
