@@ -16,7 +16,6 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
-from matplotlib.patheffects import withStroke
 from scipy import stats
 from torch import Tensor
 
@@ -526,8 +525,11 @@ def _distribution(
     heights, *_ = ax.hist(values, edges, color=_pale(STAGE["backbone"], 0.55))
     top = max(heights.max(), 1)
     ax.vlines(middle, 0, top, color=STAGE["backbone"], lw=1.6)
-    text = ax.annotate(f"{middle:.2f}", (middle, top), xytext=(3, -7), textcoords="offset points")
-    text.set(fontsize=7.5, path_effects=[withStroke(linewidth=2, foreground="white")])
+    ax.set_ylim(0, 1.4 * top)  # room for the number above the bars
+    ax.annotate(
+        f"{middle:.2f}", (middle, top), xytext=(0, 2), textcoords="offset points", ha="center",
+        fontsize=7.5,
+    )  # fmt: skip
     if published is not None:
         ax.plot(published, top * 0.06, "^", color=STAGE["prior"], ms=6, mec="white", clip_on=False)
     ax.set_yticks([])

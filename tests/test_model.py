@@ -63,4 +63,4 @@ def test_sizes_follow_the_config():
     assert out.tokens.shape == out.retrieval.shape == (2, 16, 128)
     assert out.low_level.shape == (2, 4, 16, 16)
     assert out.low_level_features.shape == (2, 16, 64)
-    assert model.prior.net.causal_transformer.layers[0][0].heads == 4
+    assert model.prior.net.causal_transformer.layers[0][0].heads == 2
