@@ -213,6 +213,20 @@ def test_a_manifest_becomes_one_row_per_file():
     assert row["name"] == "mini-frob" and results.shown(row["bytes"]) == "1,234,567"
 
 
+def test_the_plan_on_the_page_is_the_plan_of_the_command(monkeypatch):
+    from mindeye2_lite import plan
+    from mindeye2_lite.config import Config
+
+    monkeypatch.syspath_prepend(BOOK / "_ext")  # where Sphinx finds one extension from another
+    table = extension("plan_table")
+    planned = plan.plan(Config.lite(), gpu_gb=16, sessions=1)
+    rows = table.rows(planned)
+    assert [row["all"] for row in rows] == [f"{need.gpu:.1f}" for need in planned.needs]
+    assert all(set(row) == set(table.COLUMNS) for row in rows)
+    assert f"{planned.parameters['all']:,} parameters" in table.summary(planned)
+    assert rows[0]["smallest card"] == "16 GB"
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "mindeye2_lite" / "results").glob("*.json")), ids=str
 )
