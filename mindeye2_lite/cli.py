@@ -5,6 +5,7 @@ gives one line: exit status 2 if the command line is wrong, 1 if a file, a folde
 """
 
 import argparse
+import inspect
 import sys
 from pathlib import Path
 
@@ -198,8 +199,14 @@ def results(options) -> None:
         known = ", ".join(experiments.EXPERIMENTS)
         raise ValueError(f"no results {options.name!r}: choose from {known}")
     config = Config.of(options.profile)
-    how = {"seeds": options.seeds, "jobs": options.jobs, "pictures": options.pictures}
-    content = experiments.EXPERIMENTS[options.name](config, **how)
+    how = {"seeds": options.seeds, "jobs": options.jobs}
+    if options.pictures:
+        how["pictures"] = True
+    try:
+        inspect.signature(experiment := experiments.EXPERIMENTS[options.name]).bind(config, **how)
+    except TypeError as error:
+        raise ValueError(f"results {options.name} cannot do that: {error}") from error
+    content = experiment(config, **how)
     print(experiments.write(options.name, content))
 
 

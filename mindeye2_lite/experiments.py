@@ -1,6 +1,7 @@
 """Runs too long for a notebook: each writes one `results/*.json` that the book draws from.
 
-    mindeye2-lite results one_hour      # three seeds: one hour with and without seven others; forty
+    mindeye2-lite results one_hour        # three seeds: one hour, from seven others or not; forty
+    mindeye2-lite results prior_samplers  # the released sampler beside one without fresh noise
 
 A file says what made it (command, commit, profile, seed, device, seconds) and holds one row per
 score, with chance, n and a 95% interval, so that no number in the book is typed by hand.
@@ -10,13 +11,38 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from mindeye2_lite import encoders, nsd, paths, pipeline, synthetic, train
-from mindeye2_lite.config import Config
-from mindeye2_lite.model import MindEye2
+import numpy as np
+import torch
+from torch import Tensor
 
+from mindeye2_lite import (
+    captions,
+    encoders,
+    metrics,
+    nsd,
+    paths,
+    pipeline,
+    scenes,
+    synthetic,
+    train,
+)
+from mindeye2_lite.captions_metrics import grade
+from mindeye2_lite.config import Config
+from mindeye2_lite.metrics import Score
+from mindeye2_lite.model import MindEye2
+from mindeye2_lite.prior import DiffusionPrior
+from mindeye2_lite.retrieval import retrieval
+
+Sampler = Callable[[DiffusionPrior, Tensor, torch.Generator], Tensor]
+SAMPLERS: dict[str, Sampler] = {
+    "released, 19 calls": lambda prior, z, g: prior.sample(z, generator=g),
+    "released, all 100 steps": lambda prior, z, g: prior.sample(z, None, generator=g),
+    "deterministic, 10 calls": lambda prior, z, g: prior.sample_deterministic(z, 10, generator=g),
+    "deterministic, 5 calls": lambda prior, z, g: prior.sample_deterministic(z, 5, generator=g),
+}
 SETTINGS = (("pretrained", 1), ("scratch", 1), ("pretrained", None))
 
 
@@ -95,6 +121,73 @@ def _numbers(score) -> dict:
     return {name: getattr(score, name) for name in names}
 
 
+def prior_samplers(
+    config: Config,
+    *,
+    subject: int = 1,
+    seeds: Sequence[int] = (0, 1, 2),
+    jobs: int = 1,
+    progress: bool = True,
+) -> dict:
+    """What the prior's samplers make of the same brains, after all sessions.
+
+    Of every sampler: squared error of the tokens (1: no better than the mean of all test pictures),
+    retrieval by these tokens, and whether a caption made of them names the right things. Values
+    are means over seeds, intervals over pictures.
+    """
+    from joblib import Parallel, delayed
+
+    began, source = time.monotonic(), commit()
+    root = synthetic.open_cohort(config, progress=progress)
+    found = Parallel(n_jobs=jobs)(
+        delayed(_sampled)(config, root, subject, seed, progress) for seed in seeds
+    )
+    pooled = {name: pool_seeds([one[name] for one in found]) for name in SAMPLERS}
+    command = f"prior_samplers --seeds {' '.join(map(str, seeds))}"
+    made = origin(command, config, list(seeds), began, source)
+    return made | {"subject": subject, "found": pooled}
+
+
+def _sampled(
+    config: Config, root: Path, subject: int, seed: int, progress: bool
+) -> dict[str, dict[str, Score]]:
+    """The scores of every sampler with the model of one seed."""
+    model = pipeline.tuned(config, root, subject, None, seed=seed, progress=progress).model
+    person = nsd.Subject(root, subject)
+    brain, ids = train.brain_outputs(model, person.test(), subject)
+    targets = encoders.targets(person.images, ids, config, progress=False)
+    true = targets.tokens[targets.index(ids)].float()
+    codes = synthetic.true_attributes(root)
+    names = {"kind": scenes.KINDS, "color": scenes.COLORS, "ground": scenes.GROUNDS}
+    truth = {name: [words[i] for i in codes[name][ids]] for name, words in names.items()}
+    captioner, found = captions.load(config.captioner), {}
+    for name, sample in SAMPLERS.items():
+        with torch.no_grad():
+            tokens = sample(model.prior, brain.tokens, torch.Generator().manual_seed(seed))
+        said = [scenes.mentioned(sentence) for sentence in captions.caption(captioner, tokens)]
+        graded = {name: score for name, score in grade(said, truth).items() if name in truth}
+        error = {"squared error": _error(tokens, true)}
+        found[name] = error | retrieval(tokens, true).scores() | graded
+    return found
+
+
+def _error(tokens: Tensor, true: Tensor) -> Score:
+    """Squared error of each picture's tokens over that of the mean of all."""
+    nothing = (true - true.mean(0)).square().mean()
+    each = ((tokens - true).square().mean((1, 2)) / nothing).numpy()
+    return metrics.score("squared error", each, chance=1.0, better="lower")
+
+
+def pool_seeds(scores: Sequence[Mapping[str, Score]]) -> dict[str, dict]:
+    """Per measure the mean over seeds, with an interval over pictures of each picture's mean."""
+    pooled = {}
+    for name, first in scores[0].items():
+        each = np.mean([one[name].per_image for one in scores], axis=0)
+        chance = None if first.chance is None else float(np.mean([s[name].chance for s in scores]))
+        pooled[name] = _numbers(metrics.score(name, each, chance=chance, better=first.better))
+    return pooled
+
+
 def origin(
     name: str, config: Config, seeds: Iterable[int], began: float, source: str | None = None
 ) -> dict:
@@ -128,11 +221,9 @@ def commit() -> str:
 
 def device_name() -> str:
     """The GPU's name, or the number of CPU cores."""
-    import torch
-
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{os.cpu_count()} CPU cores"
 
 
-EXPERIMENTS = {"one_hour": one_hour}
+EXPERIMENTS = {"one_hour": one_hour, "prior_samplers": prior_samplers}
