@@ -2,6 +2,7 @@
 
     mindeye2-lite results one_hour        # three seeds: one hour, from seven others or not; forty
     mindeye2-lite results prior_samplers  # the released sampler beside one without fresh noise
+    mindeye2-lite results departures      # working blocks, released partners: what they change
 
 A file says what made it (command, commit, profile, seed, device, seconds) and holds one row per
 score, with chance, n and a 95% interval, so that no number in the book is typed by hand.
@@ -12,6 +13,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +44,12 @@ SAMPLERS: dict[str, Sampler] = {
     "released, all 100 steps": lambda prior, z, g: prior.sample(z, None, generator=g),
     "deterministic, 10 calls": lambda prior, z, g: prior.sample_deterministic(z, 10, generator=g),
     "deterministic, 5 calls": lambda prior, z, g: prior.sample_deterministic(z, 5, generator=g),
+}
+# What departs from this book's training: settings of the config, and of pretraining.
+DEPARTURES: dict[str, tuple[dict, dict]] = {
+    "as in this book": ({}, {}),
+    "working blocks": ({"backbone": "residual"}, {}),
+    "released partners": ({}, {"partners": "released"}),
 }
 SETTINGS = (("pretrained", 1), ("scratch", 1), ("pretrained", None))
 
@@ -142,7 +150,13 @@ def prior_samplers(
     found = Parallel(n_jobs=jobs)(
         delayed(_sampled)(config, root, subject, seed, progress) for seed in seeds
     )
-    pooled = {name: pool_seeds([one[name] for one in found]) for name in SAMPLERS}
+    pooled = {
+        sampler: {
+            measure: _numbers(score)
+            for measure, score in pool_seeds([one[sampler] for one in found]).items()
+        }
+        for sampler in SAMPLERS
+    }
     command = f"prior_samplers --seeds {' '.join(map(str, seeds))}"
     made = origin(command, config, list(seeds), began, source)
     return made | {"subject": subject, "found": pooled}
@@ -178,13 +192,88 @@ def _error(tokens: Tensor, true: Tensor) -> Score:
     return metrics.score("squared error", each, chance=1.0, better="lower")
 
 
-def pool_seeds(scores: Sequence[Mapping[str, Score]]) -> dict[str, dict]:
+def departures(
+    config: Config,
+    *,
+    subject: int = 1,
+    seeds: Sequence[int] = (0, 1, 2),
+    jobs: int = 1,
+    progress: bool = True,
+) -> dict:
+    """Retrieval where training departs from this book's: working blocks, or released partners.
+
+    Of seven people's model: by the first of them, and by the six others, whom the released
+    partners mislead. Then of `subject`, after one session and after all. Values are means over
+    seeds, intervals over pictures; `difference` is to this book's training, picture by picture.
+    """
+    from joblib import Parallel, delayed
+
+    began, source = time.monotonic(), commit()
+    root = synthetic.open_cohort(config, progress=progress)
+    found = Parallel(n_jobs=jobs)(
+        delayed(_departed)(name, config, root, subject, seed, progress)
+        for seed in seeds
+        for name in DEPARTURES
+    )
+    of = {name: found[i :: len(DEPARTURES)] for i, name in enumerate(DEPARTURES)}
+    compared = compare_with_first({name: pool_seeds(scores) for name, scores in of.items()})
+    command = f"departures --seeds {' '.join(map(str, seeds))}"
+    made = origin(command, config, list(seeds), began, source)
+    return made | {"subject": subject, "found": compared}
+
+
+def _departed(
+    name: str, config: Config, root: Path, subject: int, seed: int, progress: bool
+) -> dict[str, Score]:
+    """Retrieval of one way of training with one seed, before and after fine-tuning."""
+    settings, of_pretraining = DEPARTURES[name]
+    config = replace(config, **settings)
+    others = tuple(s for s in range(1, 9) if s != subject)
+    start = train.load_or_train(
+        "pretrained", config, root, subjects=others, seed=seed, progress=progress, **of_pretraining
+    ).model
+    each = [_found(start, root, s, None, config) for s in others]
+    found = {f"seven people, first: {n}": score for n, score in each[0].items()}
+    for n, first in each[0].items():
+        pictures = np.concatenate([one[n].per_image for one in each[1:]])
+        found[f"seven people, others: {n}"] = metrics.score(n, pictures, chance=first.chance)
+    for sessions, when in ((1, "one hour"), (None, "all hours")):
+        how = {"subject": subject, "sessions": sessions, "seed": seed, "progress": progress}
+        tuned = train.load_or_train("fine-tuned", config, root, start=start, **how).model
+        scores = _found(tuned, root, subject, sessions, config)
+        found |= {f"{when}: {n}": score for n, score in scores.items()}
+    return found
+
+
+def _found(
+    model: MindEye2, root: Path, subject: int, sessions: int | None, config: Config
+) -> dict[str, Score]:
+    person = nsd.Subject(root, subject)
+    test = person.test(sessions=sessions)
+    targets = encoders.targets(person.images, test.image_id, config, progress=False)
+    return train.evaluate_retrieval(model, test, subject, targets).scores()
+
+
+def compare_with_first(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, dict[str, dict]]:
+    """By measure, every way's score and its difference to the first way's, picture by picture."""
+    first = next(iter(scores.values()))
+    found: dict[str, dict[str, dict]] = {measure: {} for measure in first}
+    for way, of in scores.items():
+        for measure, score in of.items():
+            apart = np.asarray(score.per_image) - np.asarray(first[measure].per_image)
+            low, high = metrics.bootstrap(apart)
+            difference = {"value": float(apart.mean()), "low": low, "high": high}
+            found[measure][way] = _numbers(score) | {"difference": difference}
+    return found
+
+
+def pool_seeds(scores: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
     """Per measure the mean over seeds, with an interval over pictures of each picture's mean."""
     pooled = {}
     for name, first in scores[0].items():
         each = np.mean([one[name].per_image for one in scores], axis=0)
         chance = None if first.chance is None else float(np.mean([s[name].chance for s in scores]))
-        pooled[name] = _numbers(metrics.score(name, each, chance=chance, better=first.better))
+        pooled[name] = metrics.score(name, each, chance=chance, better=first.better)
     return pooled
 
 
@@ -226,4 +315,4 @@ def device_name() -> str:
     return f"{os.cpu_count()} CPU cores"
 
 
-EXPERIMENTS = {"one_hour": one_hour, "prior_samplers": prior_samplers}
+EXPERIMENTS = {"one_hour": one_hour, "prior_samplers": prior_samplers, "departures": departures}

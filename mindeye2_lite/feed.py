@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mindeye2_lite.losses import Mix, draw_mix
+from mindeye2_lite.losses import PARTNERS, Mix, draw_mix
 from mindeye2_lite.parts import Part, rows_of
 
 TARGETS = ("tokens", "latents", "aux", "aux_augmented")
@@ -34,11 +34,21 @@ class Feed:
 
     Each subject gives the same number of trials; each of them is a walk through permutation after
     permutation of that subject's trials. Official: batches with replacement, cut from shards.
+    `partners` as in `losses.PARTNERS`; ValueError for another word.
     """
 
     def __init__(
-        self, trials: Mapping[int, Any], targets: Any, batch: int, seed: int, device: torch.device
+        self,
+        trials: Mapping[int, Any],
+        targets: Any,
+        batch: int,
+        seed: int,
+        device: torch.device,
+        partners: str = "own",
     ):
+        if partners not in PARTNERS:
+            raise ValueError(f"partners is {partners!r}: choose one of {', '.join(PARTNERS)}")
+        self.join = PARTNERS[partners].join
         fewest = min(len(t.image_id) for t in trials.values())
         self.each, self.seed, self.device = min(max(1, batch // len(trials)), fewest), seed, device
         self.rows = {s: targets.index(t.image_id) for s, t in trials.items()}
@@ -73,7 +83,7 @@ class Feed:
             mixes = [draw_mix(len(rows), generator=generator) for rows in chosen.values()]
             mixes = [Mix(*(x.to(self.device) for x in mix)) for mix in mixes]
             pairs = zip(voxels.items(), mixes, strict=True)
-            whole = Batch({s: mix.apply(x) for (s, x), mix in pairs}, targets, Mix.join(mixes))
+            whole = Batch({s: mix.apply(x) for (s, x), mix in pairs}, targets, self.join(mixes))
         if world * cut == 1:
             return [whole]
         shape = {"rank": rank, "world": world, "cut": cut}

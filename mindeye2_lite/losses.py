@@ -34,8 +34,7 @@ class Mix(NamedTuple):
     def join(cls, mixes: Sequence["Mix"]) -> "Mix":
         """One mix for the subjects' batches put end to end, each pointing into its own.
 
-        Official: without the offsets, so that all but the first subject's partners were other
-        people's images. (See book/differences.md, "mixing".)
+        Official: without the offsets, see `ReleasedMix`.
         """
         sizes = [len(mix.partner) for mix in mixes]
         starts = np.cumsum([0, *sizes])[:-1].tolist()
@@ -51,10 +50,32 @@ class Mix(NamedTuple):
         """Row i has λ_i on the own image and 1 − λ_i on the partner's, so it sums to 1.
 
         Official: `utils.mixco_nce`, where a trial that is its own partner loses λ_i. Here the two
-        add up. (See book/differences.md, "mixing".)
+        add up. (See `ReleasedMix`.)
         """
         own = torch.diag(self.share)
         return own.scatter_add(1, self.partner[:, None], (1 - self.share)[:, None])
+
+
+class ReleasedMix(Mix):
+    """The targets as the released code has them, to measure what its two mistakes cost.
+
+    Partners are counted from the start of the whole batch, so that those of all but the first
+    subject are other people's images; and a trial that is its own partner keeps 1 − λ_i, which is
+    nothing where it was left alone. (See book/differences.md, "Partners in mixed batches".)
+    """
+
+    @classmethod
+    def join(cls, mixes: Sequence[Mix]) -> "ReleasedMix":
+        """The subjects' mixes end to end, each still counting from its own start."""
+        return cls(*(torch.cat(parts) for parts in zip(*mixes, strict=True)))
+
+    def target(self) -> Float[Tensor, "batch batch"]:
+        """Row i has λ_i on the own image, then 1 − λ_i is *written* at the partner's."""
+        own = torch.diag(self.share)
+        return own.scatter(1, self.partner[:, None], (1 - self.share)[:, None])
+
+
+PARTNERS = {"own": Mix, "released": ReleasedMix}  # whose images a subject's partners are
 
 
 def mixco(

@@ -59,7 +59,8 @@ def pretrain(
     """Train ridge maps of these subjects and everything shared, on all of their sessions.
 
     Every batch holds the same number of trials of each. `how` is what `_train` takes: `folder`,
-    `targets`, `progress`, `checkpoint_every`, `callback`, `hardware`. Official: `--multi_subject`.
+    `targets`, `progress`, `checkpoint_every`, `callback`, `hardware`, `partners` ("released": with
+    the mistakes of `losses.ReleasedMix`). Official: `--multi_subject`.
     """
     people = {s: Subject(root, s) for s in sorted(subjects)}
     trials = {s: p.train(normalize=normalize) for s, p in people.items()}
@@ -195,6 +196,7 @@ def _train(
     checkpoint_every: int = 500,
     callback: Callable[[int, dict[str, float]], None] | None = None,
     hardware: Hardware | None = None,
+    partners: str = "own",
 ) -> Run:
     """Set the loop up, run it, keep what came out in `folder` if there is one."""
     hardware = hardware or Hardware()
@@ -205,7 +207,7 @@ def _train(
         with here.main_process_first():
             device = str(here.device)
             targets = encoders.targets(images, ids, config, device=device, progress=progress)
-    feed = Feed(trials, targets, settings["batch"], settings["seed"], here.device)
+    feed = Feed(trials, targets, settings["batch"], settings["seed"], here.device, partners)
     plan = Plan.of(config, settings["per_epoch"], feed.batch * here.num_processes)
     trainer = Trainer(
         model,
@@ -213,7 +215,7 @@ def _train(
         plan,
         here,
         settings["seed"],
-        how=_how(plan, settings, sorted(trials), model, hardware),
+        how=_how(plan, dict(settings) | {"partners": partners}, sorted(trials), model, hardware),
         folder=folder and Path(folder),
         check=partial(_top1, subject=held_out[0], trials=held_out[1], targets=targets),
         checkpoint_every=checkpoint_every,

@@ -12,9 +12,22 @@ def test_seeds_are_averaged_picture_by_picture_and_the_interval_is_over_pictures
     scores = [{"kind": metrics.score("kind", x, chance=c)} for x, c in ((a, 0.1), (b, 0.3))]
     found = experiments.pool_seeds(scores)["kind"]
     low, high = metrics.bootstrap((a + b) / 2)
-    assert found["value"] == pytest.approx(0.625) and found["n"] == 4
-    assert (found["low"], found["high"]) == (low, high)
-    assert found["chance"] == pytest.approx(0.2)
+    assert found.value == pytest.approx(0.625) and found.n == 4
+    assert (found.low, found.high) == (low, high)
+    assert found.chance == pytest.approx(0.2)
+
+
+def test_a_departure_is_compared_picture_by_picture_with_the_first_way():
+    ours, other = np.array([1.0, 0.0, 0.0, 1.0]), np.array([1.0, 1.0, 0.0, 1.0])
+    scores = {
+        way: {"kind": metrics.score("kind", x, chance=0.1)}
+        for way, x in (("ours", ours), ("other", other))
+    }
+    found = experiments.compare_with_first(scores)["kind"]
+    low, high = metrics.bootstrap(other - ours)
+    assert found["ours"]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert found["other"]["difference"] == {"value": 0.25, "low": low, "high": high}
+    assert found["other"]["value"] == 0.75 and found["other"]["chance"] == 0.1
 
 
 def test_tokens_of_the_mean_picture_have_an_error_of_one_and_true_tokens_none():

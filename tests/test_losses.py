@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from mindeye2_lite.losses import (
     Mix,
+    ReleasedMix,
     bimixco_loss,
     draw_mix,
     mixco,
@@ -59,6 +60,14 @@ def test_joined_mixes_keep_every_subject_s_partners_in_its_own_batch():
 def test_soft_clip_is_least_when_brain_equals_image(embeddings):
     brain, image = embeddings
     assert soft_clip_loss(image, image, 0.1) < soft_clip_loss(brain, image, 0.1)
+
+
+def test_released_partners_point_at_the_first_subject_and_a_trial_alone_can_lose_its_target():
+    mixes = [Mix(torch.tensor([1, 0]), torch.tensor([0.3, 1.0])) for _ in range(2)]
+    expected = torch.tensor([[0.3, 0.7, 0, 0], [0, 1, 0, 0], [0, 0.7, 0.3, 0], [0, 0, 0, 1]])
+    torch.testing.assert_close(ReleasedMix.join(mixes).target(), expected)
+    itself = ReleasedMix(torch.tensor([0, 1]), torch.tensor([1.0, 0.3]))
+    torch.testing.assert_close(itself.target(), torch.tensor([[0.0, 0], [0, 0.7]]))
 
 
 def test_mixco_leaves_its_input_alone():

@@ -257,6 +257,19 @@ def test_targets_belong_to_the_trials_and_are_never_mixed(feed):
 # -- schedule and optimizer -----------------------------------------------------------------------
 
 
+def test_released_partners_mix_the_same_voxels_and_mislead_all_but_the_first(feed):
+    people = {s: FakeSubject("root", s).train() for s in (2, 3)}
+    theirs = Feed(people, FakeTargets(), 10, 0, CPU, partners="released")(3, mixed=True)
+    ours = feed(3, mixed=True)
+    for s in (2, 3):
+        assert torch.equal(theirs.voxels[s], ours.voxels[s])
+    target = theirs.mix.target()
+    assert target[5:, :5].sum() > 0, "the second person is pulled to the first person's pictures"
+    assert ours.mix.target()[5:, :5].sum() == 0
+    with pytest.raises(ValueError, match="partners is 'theirs': choose one of own, released"):
+        Feed(people, FakeTargets(), 10, 0, CPU, partners="theirs")
+
+
 def test_a_third_of_the_epochs_is_mixed_and_then_the_temperature_rises():
     plan = Plan(steps_per_epoch=31, epochs=150, max_lr=3e-4)
     taus = [plan.temperature(31 * epoch + 30) for epoch in range(150)]
