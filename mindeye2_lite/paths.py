@@ -34,7 +34,15 @@ def targets() -> Path:
 
 
 def cohort(profile: str = "lite") -> Path:
-    """The folder of the training layout that `nsd.Subject` reads (it may not exist yet)."""
+    """The folder of a synthetic cohort in the training layout (it may not exist yet)."""
+    return cache() / "data" / profile
+
+
+def data(profile: str) -> Path:
+    """The folder of real data in the training layout: MINDEYE2_LITE_DATA if that is set.
+
+    A synthetic cohort never lies there: it is made and replaced without asking.
+    """
     return Path(os.environ.get("MINDEYE2_LITE_DATA") or cache() / "data" / profile)
 
 
@@ -62,7 +70,8 @@ def results(name: str) -> Path:
 def write_beside(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; rename it to `path` only if all went well.
 
-    OSError in one line if the folder is read-only or full; nothing half-written stays behind.
+    OSError in one line if the folder is read-only or full; nothing half-written stays behind. What
+    the block reads from other files must say so itself: an OSError here is taken for the writing's.
     """
     path = Path(path)
     folder = _folder(path.parent)

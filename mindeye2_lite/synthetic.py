@@ -334,13 +334,14 @@ def _trials_since(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def open_cohort(config: Config | None = None, progress: bool = True) -> Path:
     """The root of the training layout that `nsd.Subject` reads.
 
-    A synthetic cohort is made in the cache folder where it is missing or of an older version;
-    notebooks that start at once wait for the first. Data of your own in that folder are left as
-    they are. Real data are only looked for: FileNotFoundError says in one line what is missing.
+    A synthetic cohort is made in the cache folder, also where MINDEYE2_LITE_DATA is set, if it is
+    missing or of an older version; notebooks that start at once wait for the first. Files there
+    that are no synthetic cohort are left as they are. Real data are only looked for:
+    FileNotFoundError says in one line what is missing.
     """
     config = config or Config.lite()
-    root = paths.cohort(config.profile)
     makes = config.data == "synthetic"
+    root = paths.cohort(config.profile) if makes else paths.data(config.profile)
     if makes and (_outdated(root) or not any(root.glob("betas_all_subj*"))):
         _make(root, progress)
     wanted = ["shared1000.npy", "wds", "brain_region_masks.hdf5"]
@@ -372,7 +373,7 @@ def _version() -> str:
 def _outdated(root: Path) -> bool:
     """Is this a synthetic cohort that another version of this package made?"""
     path = root / "provenance.json"
-    return path.exists() and json.loads(path.read_text())["version"] != _version()
+    return path.exists() and json.loads(path.read_text()).get("version") != _version()
 
 
 def _complete(root: Path) -> bool:

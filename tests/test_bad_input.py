@@ -41,9 +41,11 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def damaged(small_root, tmp_path, monkeypatch):
     """A prepared cohort that a test may damage, and that the command line reads."""
-    shutil.copytree(small_root, tmp_path / "data")
-    monkeypatch.setenv("MINDEYE2_LITE_DATA", str(tmp_path / "data"))
-    return tmp_path / "data"
+    shutil.copytree(small_root, tmp_path / "data" / "lite")
+    (tmp_path / "cache").mkdir(exist_ok=True)
+    (tmp_path / "cache" / "data").symlink_to(tmp_path / "data")  # what is made is counted apart
+    monkeypatch.setenv("MINDEYE2_LITE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "data" / "lite"
 
 
 @pytest.fixture

@@ -20,9 +20,11 @@ def test_everything_that_is_made_lies_below_the_cache_folder(cache):
     assert paths.runs("lite", "pretrained").is_dir()
 
 
-def test_data_can_lie_elsewhere(cache, tmp_path, monkeypatch):
+def test_real_data_can_lie_elsewhere_and_no_cohort_is_made_there(cache, tmp_path, monkeypatch):
+    assert paths.data("paper") == cache / "data" / "paper"
     monkeypatch.setenv("MINDEYE2_LITE_DATA", str(tmp_path / "nsd"))
-    assert paths.cohort("paper") == tmp_path / "nsd"
+    assert paths.data("paper") == tmp_path / "nsd"
+    assert paths.cohort("lite") == cache / "data" / "lite"
 
 
 def test_a_cache_folder_that_cannot_be_written_is_named_in_one_line(tmp_path, monkeypatch):

@@ -286,9 +286,8 @@ def test_a_failed_writing_leaves_nothing_behind(cache, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_is_named(cache, monkeypatch):
     folder, calls = cache
-    (folder / "file").touch()
-    monkeypatch.setenv("MINDEYE2_LITE_DATA", str(folder / "file" / "lite"))
-    with pytest.raises(OSError, match="cannot write to .*file: Not a directory. Set MINDEYE2") as e:
+    (folder / "data").touch()
+    with pytest.raises(OSError, match="cannot write to .*data: (Not a directory|File exists)") as e:
         synthetic.open_cohort(progress=False)
     assert "\n" not in str(e.value) and not calls
 
@@ -303,13 +302,23 @@ def test_a_lock_left_behind_is_taken_over(cache, monkeypatch):
 
 def test_somebody_elses_files_are_never_deleted(cache, monkeypatch):
     folder, calls = cache
-    own = folder / "own"
-    own.mkdir()
+    own = folder / "data" / "lite"
+    own.mkdir(parents=True)
     (own / "thesis.txt").write_text("precious")
-    monkeypatch.setenv("MINDEYE2_LITE_DATA", str(own))
     with pytest.raises(FileExistsError, match="not a synthetic cohort"):
         synthetic.open_cohort(progress=False)
     assert (own / "thesis.txt").read_text() == "precious" and not calls
+
+
+def test_a_cohort_never_replaces_what_lies_in_the_folder_of_real_data(cache, monkeypatch):
+    folder, calls = cache
+    real = folder / "nsd"
+    real.mkdir()
+    (real / "provenance.json").write_text('{"version": "older"}')
+    (real / "model.safetensors").write_text("precious")
+    monkeypatch.setenv("MINDEYE2_LITE_DATA", str(real))
+    assert synthetic.open_cohort(progress=False) == folder / "data" / "lite" and len(calls) == 1
+    assert (real / "model.safetensors").read_text() == "precious"
 
 
 def test_real_profiles_only_say_what_is_missing(cache):
