@@ -5,162 +5,33 @@
     fetch(needed(Config.colab(), subjects=(1,)), accept_nsd_terms=True)
 
 Everything goes below `paths.assets()`, which then also is a data folder that `nsd.Subject` reads.
-Sizes and names were put together from what others list; what is fetched is checked against the size
-and, for large files, the SHA-256 that the Hub itself states. None of it has been fetched by us. The
-judges' networks are not here: torchvision and open_clip get those by themselves.
+`asset_table` lists the files. What is fetched is checked against the size that its host states, and
+against the SHA-256 of large files: as the Hub states it, or as it stands in the file's own address.
 """
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
+from urllib.request import Request, urlopen
 
 from mindeye2_lite import paths
+from mindeye2_lite.asset_table import HUB_CACHE, RELEASED, SESSIONS, VOXELS, Asset, table
 from mindeye2_lite.config import Config
-from mindeye2_lite.nsd import PUBLISHED, betas_name
 
-RELEASED = "pscotti/mindeyev2"  # the authors' dataset on the Hugging Face Hub
+__all__ = [
+    "HUB_CACHE", "RELEASED", "SESSIONS", "VOXELS", "Asset", "Hub", "HuggingFace", "Stated", "Web",
+    "fetch", "listing", "needed", "path_of", "state", "table",
+]  # fmt: skip
 TERMS = "https://cvnlab.slite.page/p/IB6BSeW_7o/Terms-and-Conditions"
 ACCESS_FORM = "https://forms.gle/xue2bCdM9LaFNMeb7"
-VOXELS, SESSIONS = (dict(enumerate(PUBLISHED[i][1], 1)) for i in (0, 1))
 STAGES = ("data", "released", "training", "decoding", "captions", "refinement", "judging")
-HUB_CACHE = None  # a folder of that name: where huggingface_hub itself keeps files
 CHECKED = ".checked.json"  # in `paths.assets()`: what has been hashed and was right
 ROUGHLY = 0.2  # by which share of the stated size a whole file may differ from ours
-
-
-@dataclass(frozen=True)
-class Asset:
-    """One or a few files of one repository that are of use together.
-
-    `part` is the value of the config that asks for it, `hidden` the model width it is for (None:
-    any), `subject` whose it is (None: everyone's). `folder` lies below `paths.assets()`.
-    """
-
-    files: tuple[str, ...]
-    gigabytes: float
-    stage: str
-    use: str
-    part: str
-    license: str = "NSD terms"
-    repository: str = RELEASED
-    folder: str | None = ""
-    subject: int | None = None
-    hidden: int | None = None
-    low_level: bool = False  # only with a low-level head
-    sessions: int | None = None  # only for a model of that many sessions
-
-    @property
-    def name(self) -> str:
-        """Its file, or the folder of its files."""
-        if len(self.files) == 1:
-            return self.files[0]
-        return self.folder or str(Path(self.files[0]).parent)
-
-    @property
-    def under_terms(self) -> bool:
-        """Do the NSD terms have to be accepted for it? The authors ask it for all their files."""
-        return self.repository == RELEASED
-
-    @property
-    def kind(self) -> str:
-        """What the Hub calls such a repository."""
-        return "dataset" if self.repository == RELEASED else "model"
-
-
-def table() -> list[Asset]:
-    """Every file that any profile, subject and stage may ask for."""
-    subjects = range(1, 9)
-    people = [asset for s in subjects for asset in (*_data(s), *_checkpoints(s))]
-    return [*_shared_data(), *people, *_networks()]
-
-
-def _shared_data() -> list[Asset]:
-    pixels = 73_000 * 3 * 224 * 224 * 2  # float16
-    return [
-        Asset(("coco_images_224_float16.hdf5",), pixels / 1e9, "data", "pictures", "nsd"),
-        Asset(("shared1000.npy",), 7.3e-5, "data", "which pictures all saw", "nsd"),
-        Asset(("brain_region_masks.hdf5",), 0.0008, "data", "regions of each voxel", "nsd"),
-        Asset(("evals/all_images.pt",), 0.602, "judging", "test pictures", "nsd"),
-        Asset(("evals/all_captions.pt",), 0.0008, "judging", "COCO captions", "nsd"),
-        Asset(
-            ("evals/all_git_generated_captions.pt",), 5e-5, "judging", "GIT's captions", "nsd"
-        ),
-        Asset(("gnet_multisubject.pt",), 1.3, "judging", "brain correlation", "nsd"),
-    ]  # fmt: skip
-
-
-def _data(subject: int) -> list[Asset]:
-    sessions, folder = SESSIONS[subject], f"wds/subj{subject:02d}"
-    betas = 750 * sessions * VOXELS[subject] * 4 / 1e9  # float32
-    tars = tuple(f"{folder}/train/{i}.tar" for i in range(sessions))
-    train, test = "trials of training", "trials of the test set"
-    mine = {"part": "nsd", "subject": subject}
-    return [
-        Asset((f"{betas_name(subject)}.hdf5",), betas, "data", "betas", **mine),
-        Asset(tars, 0.0084 * sessions, "data", train, **mine),
-        Asset((f"{folder}/new_test/0.tar",), 0.0366, "data", test, **mine),
-    ]
-
-
-def _checkpoints(subject: int) -> list[Asset]:
-    """The released models; a fine-tuned one exists for subjects 1, 2, 5 and 7."""
-    mine = {"part": "nsd", "subject": subject, "stage": "released"}
-    found = [(f"final_multisubject_subj{subject:02d}", 10.3, "pretrained on the others", {})]
-    for sessions in (1, 40):
-        name = f"final_subj{subject:02d}_pretrained_{sessions}sess_24bs"
-        found.append((name, 8.9, f"fine-tuned, sessions: {sessions}", {"sessions": sessions}))
-    large = {"hidden": 4096, "low_level": True} | mine
-    made = [_checkpoint(*f, **large) for f in found] if subject in (1, 2, 5, 7) else []
-    if subject == 1:
-        small, use = "multisubject_subj01_1024hid_nolow_300ep", "pretrained on the others, light"
-        made.append(_checkpoint(small, 2.9, use, {}, hidden=1024, **mine))
-    return made
-
-
-def _checkpoint(name: str, gigabytes: float, use: str, more: dict, **rest) -> Asset:
-    return Asset((f"train_logs/{name}/last.pth",), gigabytes, use=use, **more, **rest)
-
-
-def _networks() -> list[Asset]:
-    rail = "Open RAIL++-M"
-    git = ("config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json")
-    words = ("special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
-    head = {"stage": "training", "low_level": True}
-    vae, teacher = "sd-image-variations-vae", "convnext-xl-vicregl"
-    return [
-        Asset(
-            ("open_clip_model.safetensors",), 10.2, "training", "image tokens", "ViT-bigG-14",
-            license="MIT", repository="laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", folder=HUB_CACHE,
-        ),
-        Asset(
-            ("sd_image_var_autoenc.pth",), 0.334, use="latents of the blurry picture", part=vae,
-            license="CreativeML Open RAIL-M", **head,
-        ),
-        Asset(
-            ("convnext_xlarge_alpha0.75_fullckpt.pth",), 6.6, use="the low-level teacher",
-            part=teacher, license="CC BY-NC 4.0", **head,
-        ),
-        Asset(
-            ("unclip6_epoch0_step110000.ckpt",), 18.0, "decoding", "tokens to picture",
-            "sdxl-unclip", license=rail,
-        ),
-        Asset(
-            ("bigG_to_L_epoch8.pth",), 0.0071, "captions", "bigG's tokens to CLIP L's",
-            "git-large-coco", license="MIT",
-        ),
-        Asset(
-            (*git, *words), 1.58, "captions", "tokens to caption", "git-large-coco",
-            license="MIT", repository="microsoft/git-large-coco", folder="git-large-coco",
-        ),
-        Asset(
-            ("zavychromaxl_v30.safetensors",), 6.9, "refinement", "the refining SDXL", "sdxl",
-            license=f"{rail}; see civitai.com/models/119229",
-        ),
-    ]  # fmt: skip
 
 
 def needed(
@@ -193,7 +64,7 @@ def needed(
 
 
 class Stated(NamedTuple):
-    """What the Hub says of a file: bytes, and the SHA-256 of large ones."""
+    """What its host says of a file: bytes, and the SHA-256 of large ones, or how that begins."""
 
     size: int
     sha256: str | None
@@ -201,7 +72,7 @@ class Stated(NamedTuple):
 
 @runtime_checkable
 class Hub(Protocol):
-    """The two things that are wanted of the Hugging Face Hub."""
+    """The two things that are wanted of a host of files."""
 
     def stated(self, repository: str, kind: str, file: str) -> Stated: ...
     def download(self, repository: str, kind: str, file: str, folder: Path | None) -> Path: ...
@@ -222,6 +93,29 @@ class HuggingFace:
         from huggingface_hub import hf_hub_download
 
         return Path(hf_hub_download(repository, file, repo_type=kind, local_dir=folder))
+
+
+class Web:
+    """Any other host: a folder and a file's name make its address. A cut download starts anew."""
+
+    def stated(self, repository: str, kind: str, file: str) -> Stated:
+        """Size by the host; hash by the address: all of it, or, as torchvision does, its start."""
+        address = f"{repository}/{file}"
+        with urlopen(Request(address, method="HEAD"), timeout=30) as reply:
+            size = reply.headers.get("Content-Length")
+        if size is None:
+            raise OSError(f"{address} does not say how large it is")
+        found = re.search(r"/([0-9a-f]{64})/", address) or re.search(r"-([0-9a-f]{8})\.", file)
+        return Stated(int(size), found and found[1])
+
+    def download(self, repository: str, kind: str, file: str, folder: Path | None) -> Path:
+        """Into that folder, beside and then renamed."""
+        from torch.hub import download_url_to_file
+
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        download_url_to_file(f"{repository}/{file}", str(path), progress=False)
+        return path
 
 
 def path_of(asset: Asset, file: str) -> Path | None:
@@ -257,7 +151,7 @@ def fetch(
     ValueError in one line where NSD's terms are not accepted, before anything is downloaded, and
     where a file is not the one that the Hub states; OSError where the disk is too small.
     """
-    assets, hub = list(assets), hub or HuggingFace()
+    assets = list(assets)
     bound = [asset for asset in assets if asset.under_terms]
     if bound and not accept_nsd_terms:
         raise ValueError(
@@ -265,7 +159,10 @@ def fetch(
             f"Dataset: read {TERMS} and fill in {ACCESS_FORM}, then add --accept-nsd-terms"
         )
     _room([asset for asset in assets if state(asset) != "here"])
-    return [_fetch_one(asset, file, hub, say) for asset in assets for file in asset.files]
+    own = {"web": Web()}
+    hubs = [hub or own.get(asset.kind) or HuggingFace() for asset in assets]
+    pairs = zip(assets, hubs, strict=True)
+    return [_fetch_one(asset, file, host, say) for asset, host in pairs for file in asset.files]
 
 
 def _room(missing: list[Asset]) -> None:
@@ -312,7 +209,7 @@ def _matches(path: Path, stated: Stated) -> bool:
     if checked.get(str(path)) == now:
         return True
     with path.open("rb") as file:
-        right = hashlib.file_digest(file, "sha256").hexdigest() == stated.sha256
+        right = hashlib.file_digest(file, "sha256").hexdigest().startswith(stated.sha256)
     if right:
         with paths.write_beside(book) as beside:
             beside.write_text(json.dumps(checked | {str(path): now}), encoding="utf-8")

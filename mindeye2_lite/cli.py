@@ -46,6 +46,7 @@ def parser() -> Parser:
     _add_fetch(commands)
     _add_plan(commands)
     _add_train(commands)
+    _add_converter(commands)
     for name, command, text in (
         ("book", book, "run the notebooks that are not fresh and build _build/html"),
         ("picture", picture, "draw book/images/tour.png, the picture of README and book"),
@@ -136,6 +137,18 @@ def _add_train(commands) -> None:
     sub.add_argument("--checkpointing", action="store_true", help="compute twice, keep less")
     sub.add_argument("--eight-bit", action="store_true", help="8-bit optimizer states")
     sub.set_defaults(command=train)
+
+
+def _add_converter(commands) -> None:
+    text = "train the captions' map from bigG's tokens to GIT's, on pictures alone"
+    sub = commands.add_parser("converter", help=text)
+    sub.add_argument("images", type=Path, help="coco_images_224_float16.hdf5, or one like it")
+    sub.add_argument("--out", type=Path, required=True, help="a .safetensors file to write")
+    sub.add_argument("--epochs", type=int, default=8)
+    sub.add_argument("--batch", type=int, default=64)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--device", help="cpu or cuda; default what there is")
+    sub.set_defaults(command=converter)
 
 
 def _add_who(sub) -> None:
@@ -274,6 +287,31 @@ def train(options) -> None:
         sessions, start = options.sessions, options.start
         training.fine_tune(config, root, options.subject, sessions, start=start, **shared)
     print(folder)
+
+
+def converter(options) -> None:
+    """Train on all pictures of the file and say where the converter is."""
+    if options.out.suffix != ".safetensors":
+        raise ValueError(f"--out {options.out}: give the name of a .safetensors file")
+    for name in ("epochs", "batch"):
+        if (value := getattr(options, name)) < 1:
+            raise ValueError(f"--{name} must be 1 or more, got {value}")
+    from mindeye2_lite import converter_training, nsd
+
+    how = {"epochs": options.epochs, "batch": options.batch, "seed": options.seed}
+    images, device = nsd.Images(options.images), _device(options.device)
+    errors = converter_training.train_released(images, options.out, device=device, **how)
+    print(f"{options.out}: squared error {errors[0]:.4g} at first, {errors[-1]:.4g} at last")
+
+
+def _device(name: str | None) -> str:
+    """The device of that name, or the best there is. ValueError where there is none."""
+    import torch
+
+    there = ["cpu", *["cuda"] * torch.cuda.is_available()]
+    if name is not None and name.partition(":")[0] not in there:
+        raise ValueError(f"--device {name} is not available here: choose {' or '.join(there)}")
+    return name or there[-1]
 
 
 def book(options) -> int:

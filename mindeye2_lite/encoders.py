@@ -481,6 +481,9 @@ class Targets:
 
     The released code computes these again at every step. `aux_augmented` is the teacher's view of
     one fixed color-jittered copy per image, where the released code draws a new one each time.
+    Those of the real networks are float16 and lie in their file, mapped: a row is read when asked
+    for, processes of one machine share what is in memory, and who computes with it makes it
+    float32. Those of the miniatures are small, and float32 already.
     """
 
     image_ids: Int[Tensor, " images"]  # ascending
@@ -526,7 +529,7 @@ def targets(
         if config.encoder in RELEASED:
             _forget_released()  # training needs the 6 GB that they take on a GPU
     kept = load_file(path)
-    if config.encoder in RELEASED:  # 0.9 MB per picture: float16 as on disk, read when needed
+    if config.encoder in RELEASED:  # 0.9 MB per picture: mapped, nothing has been read yet
         return Targets(**kept)
     return Targets(**{k: v if k == "image_ids" else v.float() for k, v in kept.items()})
 

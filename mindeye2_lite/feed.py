@@ -2,6 +2,9 @@
 
 voxels    (batch, voxels)   per subject, mixed in the first third of training
 targets   (batch, ...)      of all subjects' trials, end to end in the same order
+
+Targets of the real networks are 65 GB of float16 that stay in their file (`encoders.targets` maps
+it): only the rows of a batch are read, moved to the device and made float32 there.
 """
 
 import hashlib
@@ -34,7 +37,8 @@ class Feed:
 
     Each subject gives the same number of trials; each of them is a walk through permutation after
     permutation of that subject's trials. Official: batches with replacement, cut from shards.
-    `partners` as in `losses.PARTNERS`; ValueError for another word.
+    Voxels and targets are taken as they are, without a copy, unless they are few enough to lie on
+    the GPU. `partners` as in `losses.PARTNERS`; ValueError for another word.
     """
 
     def __init__(
@@ -115,6 +119,7 @@ class Feed:
         return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
     def _take(self, values: Tensor, rows: Tensor) -> Tensor:
+        """These rows in float32. Half precision travels as it is: that is half the bytes."""
         return values[rows.to(values.device)].to(self.device, non_blocking=True).float()
 
 

@@ -114,17 +114,18 @@ class MindEye2(nn.Module):
     ) -> "MindEye2":
         """A model for one new subject that starts from what others taught.
 
-        Everything shared is copied. The new ridge map has fresh weights, and its bias is the first
-        pretraining subject's: the released code loads all but the first map's weight and so
-        inherits it. Kept, as it puts the latent where the backbone expects it.
+        Everything shared is copied, and no ridge map of others. The new one has fresh weights,
+        and its bias is the first pretraining subject's: the released code loads all but the first
+        map's weight and so inherits it. Kept, as it puts the latent where the backbone expects it.
         """
-        model = copy.deepcopy(pretrained)
         hidden = pretrained.backbone.backbone_linear.in_features
         with _seeded(seed):
-            model.ridge = SharedSubjectRidge({subject: num_voxels}, hidden)
+            ridge = SharedSubjectRidge({subject: num_voxels}, hidden)
         if len(pretrained.ridge.linears):
             with torch.no_grad():
-                model.ridge.linears[0].bias.copy_(pretrained.ridge.linears[0].bias)
+                ridge.linears[0].bias.copy_(pretrained.ridge.linears[0].bias)
+        # Told that the old maps are copied already, and what came of it.
+        model = copy.deepcopy(pretrained, {id(pretrained.ridge): ridge})
         return model.to(pretrained.backbone.backbone_linear.weight.device)
 
     def forward(self, voxels: Float[Tensor, "batch voxels"], subject: int) -> Output:

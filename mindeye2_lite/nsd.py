@@ -234,8 +234,8 @@ class Subject:
             voxels[later] = self._by_known_sessions(voxels[later], session[later], sessions)
         image_id = behavior[:, IMAGE].astype(np.int64)
         repeat = pd.Series(image_id).groupby(image_id).cumcount().to_numpy(np.int64)
-        arrays = (voxels, image_id, repeat, session, behavior)
-        return Trials(*(torch.tensor(array) for array in arrays))
+        rest = (torch.tensor(array) for array in (image_id, repeat, session, behavior))
+        return Trials(torch.from_numpy(voxels), *rest)  # no second copy of gigabytes
 
     def _voxels(self, rows: np.ndarray, session: np.ndarray) -> np.ndarray:
         """Rows of the betas, a session at a time, so that memory holds what is asked for."""

@@ -1,40 +1,33 @@
 """What a training step needs, before one is paid for: parameters, memory, disk, and what to switch.
 
-A model of full size is built from tensors that have shapes but no numbers (`FakeTensorMode`), and
-a real training step runs on it: forward, losses, backward, micro-batch after micro-batch, under
-autocast. Every tensor that comes into being is counted while it lives. So nothing here is typed in,
-and nothing is measured either: not yet on a GPU.
+Memory is counted on models that have shapes but no numbers (see `step_memory`); the rest follows
+from shapes, too. So nothing here is typed in, and nothing is measured either: not yet on a GPU.
 
     print(report(plan(Config.paper(), gpu_gb=16, sessions=1)))
-
-Assumed: the plain form of attention, to which CUDA falls back in half precision for heads of 52
-channels (in float32 it has a leaner one); and norms in float32, as autocast does them on GPUs.
 """
 
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from mindeye2_lite import assets, prior
+from mindeye2_lite import assets
 from mindeye2_lite.config import Config
-from mindeye2_lite.feed import Batch
-from mindeye2_lite.hardware import UNITS, Hardware, recomputed
-from mindeye2_lite.loop import CONTRASTIVE, Objective, Plan, parameter_groups, total
+from mindeye2_lite.hardware import UNITS, Hardware
+from mindeye2_lite.loop import Plan, parameter_groups
 from mindeye2_lite.model import MindEye2
-from mindeye2_lite.parts import Part, rows_of, weigh
+from mindeye2_lite.step_memory import Living, fake, peak
 
+__all__ = [
+    "CARDS", "NOT_MEASURED", "OVERHEAD", "Living", "Need", "Planned", "command", "fake", "need",
+    "parameters", "parameters_of", "plan", "report", "verdict",
+]  # fmt: skip
 NOT_MEASURED = "computed from shapes, not yet measured on a GPU"
 CARDS = (16, 24, 40, 80)  # GB
 OVERHEAD = 1.0  # GB for CUDA's own context and the gaps between tensors: a choice
 BLOCK, SMALL = 256, 4096  # bitsandbytes: one scale per block; smaller tensors stay in float32
-TEMPERATURE = 0.005  # any will do
+TARGETS = "image tokens and latents, float16"
 NEW_IMAGES = 9000  # at most so many that a subject alone saw
 
 
@@ -79,7 +72,7 @@ class Planned:
     trained: int
     needs: tuple[Need, ...]
     disk: dict[str, float]  # GB
-    host: float  # GB of image tokens and voxels in the memory of each process
+    host: float  # GB of voxels in the memory of each process; image tokens stay on disk
 
     @property
     def fits(self) -> Need | None:
@@ -193,9 +186,9 @@ def need(
     trained = [p for group in parameter_groups(model) for p in group["params"]]
     weights = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
     gradients = sum(p.nbytes for p in trained)
-    peak, kept = _peak(config, subjects, each, replace(hardware, eight_bit=False))
+    most, kept = peak(config, subjects, each, replace(hardware, eight_bit=False))
     # In pieces, gradients leave as they come: what counts is what the forward pass keeps.
-    activations = kept - weights if offload else peak - weights - gradients
+    activations = kept - weights if offload else most - weights - gradients
     units = [m for m in model.modules() if type(m).__name__ in UNITS]
     largest = max(parameters_of(unit) for unit in units)
     return Need(
@@ -218,108 +211,6 @@ def _state_bytes(parameter: nn.Parameter, eight_bit: bool) -> int | float:
     return 2 * parameter.nbytes
 
 
-@lru_cache
-def _peak(
-    config: Config, subjects: tuple[tuple[int, int], ...], each: int, hardware: Hardware
-) -> tuple[int, int]:
-    """Most bytes alive at once in a step, and those alive after its forward pass; with weights."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with fake(), Living() as living:
-        model = MindEye2.from_config(config, dict(subjects)).train()
-        _norms_in_float(model)
-        objective = Objective(model)
-        # The first micro-batch makes the gradients, the second finds them there.
-        batches = _batches(config, dict(subjects), each, hardware.accumulate)[:2]
-        others = _others(config, batches[0]) if batches[0].part else None
-        with recomputed(model, hardware), sdpa_kernel(SDPBackend.MATH):
-            for batch in batches:
-                with _autocast(hardware):
-                    terms = objective(batch, TEMPERATURE, torch.Generator(), others)
-                    loss = total(weigh(terms, batch.part, CONTRASTIVE, parts=1))
-                kept = living.now
-                loss.backward()
-                del terms, loss
-    return living.peak, kept
-
-
-def _batches(config: Config, subjects: Mapping[int, int], each: int, cut: int) -> list[Batch]:
-    whole = each * len(subjects)
-    side, places = config.latent_size, (config.latent_size // 4) ** 2
-    shapes = {"tokens": (config.tokens, config.dim)}
-    if config.low_level:
-        shapes |= {"latents": (4, side, side)}
-        shapes |= dict.fromkeys(("aux", "aux_augmented"), (places, config.aux_dim))
-    targets = {name: torch.empty(whole, *shape) for name, shape in shapes.items()}
-    voxels = {s: torch.empty(each, n) for s, n in subjects.items()}
-    if cut == 1:
-        return [Batch(voxels, targets, None)]
-    batches = []
-    for rows in rows_of(len(subjects), each, rank=0, world=1, cut=cut):
-        few = len(rows) // len(subjects)
-        own = {name: values[: few * len(subjects)] for name, values in targets.items()}
-        part = Part(torch.empty(len(rows), dtype=torch.long), whole, 1, targets)
-        batches.append(Batch({s: v[:few] for s, v in voxels.items()}, own, None, part))
-    return batches
-
-
-def _others(config: Config, batch: Batch) -> dict[str, torch.Tensor]:
-    places = (config.latent_size // 4) ** 2
-    others = {"brain": torch.empty(batch.part.whole, config.tokens * config.dim)}
-    if config.low_level:
-        others["features"] = torch.empty(batch.part.whole, places, config.aux_dim)
-    return others
-
-
-@contextmanager
-def fake() -> Iterator[None]:
-    """Inside, tensors have shapes and types but no numbers and no memory."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode():
-        yield
-
-
-def _autocast(hardware: Hardware) -> torch.autocast:
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(hardware.precision)
-    return torch.autocast("cpu", dtype=half, enabled=half is not None)
-
-
-def _norms_in_float(model: nn.Module) -> None:
-    """Norms take and give float32 under CUDA's autocast, unlike under the CPU's."""
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm | nn.GroupNorm | prior.LayerNorm):
-            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
-
-
-class Living(TorchDispatchMode):
-    """Counts the bytes of all tensors that were made inside and are alive."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._note(tensor.untyped_storage())
-        return out
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        if id(storage) in self.known:
-            return
-        self.known.add(id(storage))
-        weakref.finalize(storage, self._gone, id(storage), storage.nbytes())
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-
-    def _gone(self, name: int, size: int) -> None:
-        self.known.discard(name)
-        self.now -= size
-
-
 # ---- disk --------------------------------------------------------------------------------------
 
 
@@ -328,18 +219,19 @@ def _disk(config: Config, model: MindEye2, subjects: Iterable[int], visits: Mapp
     weights = sum(p.nbytes for p in model.parameters())
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     wanted = assets.needed(config, list(subjects), stages=("data", "training"))
+    targets = 2 * _target_numbers(config, visits) / 1e9
     return {
         "files to fetch for training": sum((asset.gigabytes for asset in wanted), 0.0),
-        "image tokens and latents, float16": 2 * _target_numbers(config, visits) / 1e9,
+        TARGETS: targets,
+        "the same again while they are computed": targets,
         "checkpoint while training": (weights + 2 * trained) / 1e9,
         "model": weights / 1e9,
     }
 
 
 def _host(config: Config, subjects: Mapping[int, int], visits: Mapping[int, int]) -> float:
-    """Targets and voxels in float32."""
-    voxels = sum(config.trials_per_session * visits[s] * n for s, n in subjects.items())
-    return 4 * (_target_numbers(config, visits) + voxels) / 1e9
+    """Voxels in float32. Targets are mapped from disk (see `feed`) and count as the system's."""
+    return 4 * sum(config.trials_per_session * visits[s] * n for s, n in subjects.items()) / 1e9
 
 
 def _target_numbers(config: Config, visits: Mapping[int, int]) -> int:
@@ -364,7 +256,8 @@ def report(planned: Planned) -> str:
     lines += [f"  {'trained':20} {planned.trained:>15,}", "", _memory(planned)]
     lines += ["", "GB on disk"]
     lines += [f"  {name:40} {size:>6.1f}" for name, size in planned.disk.items()]
-    lines += ["", f"GB in each process's own memory: {planned.host:.1f}, image tokens and voxels"]
+    lines += ["", f"GB in each process's memory: {planned.host:.1f}, voxels; at first the model"]
+    lines += ["Image tokens are read from disk, batch by batch: free memory makes it faster."]
     return "\n".join([*lines, "", verdict(planned)])
 
 

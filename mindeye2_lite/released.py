@@ -220,9 +220,8 @@ def _read_legacy(file: BinaryIO) -> Any:
 
 
 def _fill(numbers: Tensor, file: BinaryIO) -> None:
-    (length,) = struct.unpack("<q", file.read(8))
-    raw = numbers.view(torch.uint8).numpy()
-    if length != len(numbers) or file.readinto(raw) != raw.nbytes:
+    length, raw = file.read(8), numbers.view(torch.uint8).numpy()
+    if length != struct.pack("<q", len(numbers)) or file.readinto(raw) != raw.nbytes:
         raise EOFError("it ends within its numbers")
 
 

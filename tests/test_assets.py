@@ -7,10 +7,13 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from open_clip import get_pretrained_url
+from torchvision.models import AlexNet_Weights, EfficientNet_B1_Weights, Inception_V3_Weights
 
-from mindeye2_lite import assets, cli, doctor, paths
+from mindeye2_lite import assets, cli, doctor, encoders, paths, sdxl
 from mindeye2_lite.assets import Asset, Stated, fetch, needed, state
 from mindeye2_lite.config import PROFILES, Config
+from mindeye2_lite.released_networks import REPOSITORIES
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -95,6 +98,29 @@ def test_betas_are_as_large_as_their_trials_and_voxels_make_them():
     assert sizes["coco_images_224_float16.hdf5"] == pytest.approx(22, abs=0.05)
 
 
+def test_refining_asks_for_the_stock_text_towers_where_they_are_looked_for():
+    chosen = needed(Config.colab(), stages=("refinement",))
+    (towers,) = [asset for asset in chosen if asset.folder == sdxl.BASE]
+    assert towers.repository == REPOSITORIES[sdxl.BASE]
+    parts = [name for name in sdxl.SIZES if "text" in name]
+    files = {f"{p}/{file}" for p in parts for file in ("config.json", "model.fp16.safetensors")}
+    assert set(towers.files) == files
+    assert not towers.under_terms and towers.kind == "model"
+
+
+def test_judging_asks_for_every_network_of_the_six_scores():
+    chosen = [a for a in needed(Config.paper(), stages=("judging",)) if a.part == "paper-judges"]
+    scores = [score for asset in chosen for score in asset.use.removeprefix("judge: ").split(", ")]
+    assert scores == list(encoders.judges())
+    assert all(asset.kind == "web" and asset.folder == "judges" for asset in chosen)
+    for weights in (AlexNet_Weights, Inception_V3_Weights, EfficientNet_B1_Weights):
+        kind = weights.DEFAULT
+        (asset,) = [a for a in chosen if kind.url == f"{a.repository}/{a.name}"]
+        assert asset.gigabytes == pytest.approx(kind.meta["_file_size"] * 2**20 / 1e9)
+    (clip,) = [a for a in chosen if a.use == "judge: CLIP"]
+    assert f"{clip.repository}/{clip.name}" == get_pretrained_url("ViT-L-14", "openai")
+
+
 def test_every_asset_says_what_it_is_for_and_under_which_license():
     for asset in assets.table():
         assert asset.use and asset.license and asset.gigabytes > 0
@@ -151,6 +177,43 @@ def test_too_small_a_disk_is_noticed_before_the_download(monkeypatch):
     with pytest.raises(OSError, match="^[^\n]*GB to fetch, 0 GB free[^\n]*$"):
         quietly(ONE, hub=hub, accept_nsd_terms=True)
     assert hub.asked == []
+
+
+def on_the_web(source: Path, name: str, content: bytes = b"weights") -> Asset:
+    """A file of another host than the Hub; the host is a folder."""
+    source.mkdir(parents=True, exist_ok=True)
+    (source / name).write_bytes(content)
+    return Asset((name,), 7e-9, "judging", "a judge", "judges", "MIT", source.as_uri(), "judges")
+
+
+DIGEST = hashlib.sha256(b"weights").hexdigest()
+
+
+@pytest.mark.parametrize("place", ["", DIGEST], ids=["name", "folder"])
+def test_a_file_on_the_web_is_checked_against_the_hash_in_its_address(
+    place, folder, tmp_path_factory
+):
+    source = tmp_path_factory.mktemp("host") / place
+    name = "judge.pth" if place else f"judge-{DIGEST[:8]}.pth"
+    right, said = on_the_web(source, name), []
+    assert fetch([right], say=said.append) == [folder / "judges" / name]
+    assert (folder / "judges" / name).read_bytes() == b"weights"
+    fetch([right], say=said.append)
+    assert [line.split()[0] for line in said] == ["fetching", "here"]
+    (folder / "judges" / name).unlink()
+    wrong = on_the_web(source, name, b"weighty")
+    with pytest.raises(ValueError, match=rf"^[^\n]*{name} is not what [^\n]*fetch it again$"):
+        fetch([wrong], say=said.append)
+    (source / name).unlink()
+    (folder / "judges" / name).unlink()
+    with pytest.raises(OSError, match=f"^cannot fetch {name} of [^\n]*$"):
+        fetch([wrong], say=said.append)
+
+
+def test_no_hash_is_made_up_where_none_is_known(tmp_path):
+    asset = on_the_web(tmp_path / "host", "swav_800ep_pretrain.pth.tar")
+    stated = assets.Web().stated(asset.repository, asset.kind, asset.name)
+    assert stated == Stated(7, None)
 
 
 def test_a_hub_that_does_not_answer_costs_one_line():

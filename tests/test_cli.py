@@ -5,14 +5,26 @@ import json
 import subprocess
 import sys
 
+import h5py
+import numpy as np
 import pytest
 
-from mindeye2_lite import cli, doctor
+from mindeye2_lite import cli, converter_training, doctor, encoders
 
 
 @pytest.mark.parametrize(
     "line",
-    ["frobnicate", "", "run --profile large", "run --subject one", "book --fast", "prepare a b c"],
+    [
+        "frobnicate",
+        "",
+        "run --profile large",
+        "run --subject one",
+        "book --fast",
+        "prepare a b c",
+        "converter",
+        "converter images.hdf5",
+        "converter a --out b --epochs some",
+    ],  # fmt: skip
 )
 def test_a_wrong_command_line_gives_one_line_and_status_two(line, capsys):
     with pytest.raises(SystemExit) as leaving:
@@ -24,7 +36,16 @@ def test_a_wrong_command_line_gives_one_line_and_status_two(line, capsys):
 
 @pytest.mark.parametrize(
     "line",
-    ["prepare somewhere", "miniatures mini-frob", "train --accumulate 0", "train --precision int4"],
+    [
+        "prepare somewhere",
+        "miniatures mini-frob",
+        "train --accumulate 0",
+        "train --precision int4",
+        "converter nowhere.hdf5 --out c.safetensors",
+        "converter nowhere.hdf5 --out c.pth",
+        "converter a.hdf5 --out c.safetensors --epochs 0",
+        "converter a.hdf5 --out c.safetensors --batch 0",
+    ],  # fmt: skip
 )
 def test_a_wrong_value_gives_one_line_and_status_one(line, capsys):
     assert cli.main(line.split()) == 1
@@ -48,8 +69,55 @@ def test_help_names_every_command_without_loading_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    ours = "run prepare fetch plan train book student miniatures weights doctor"
+    ours = "run prepare fetch plan train converter book student miniatures weights doctor"
     assert set(ours.split()) <= set(done.stdout.split())
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three pictures as NSD's files have them."""
+    with h5py.File(tmp_path / "images.hdf5", "w") as file:
+        file["images"] = np.zeros((3, 3, 8, 8), np.float16)
+    return tmp_path / "images.hdf5"
+
+
+def test_the_converter_is_trained_on_the_pictures_of_a_file(pictures, monkeypatch, capsys):
+    asked = {}
+
+    def train(images, out, **how):
+        asked.update(how, images=len(images), out=out)
+        return [0.5, 0.25]
+
+    monkeypatch.setattr(converter_training, "train_released", train)
+    out = pictures.with_name("mine.safetensors")
+    line = f"converter {pictures} --out {out} --epochs 3 --batch 2 --seed 5 --device cpu"
+    assert cli.main(line.split()) == 0
+    assert asked == {
+        "images": 3, "out": out, "epochs": 3, "batch": 2, "seed": 5, "device": "cpu"
+    }  # fmt: skip
+    assert capsys.readouterr().out == f"{out}: squared error 0.5 at first, 0.25 at last\n"
+
+
+def test_the_converter_command_needs_bigg_and_says_so_in_one_line(pictures, monkeypatch, capsys):
+    for name in ("ASSETS", "CACHE"):
+        monkeypatch.setenv(f"MINDEYE2_LITE_{name}", str(pictures.parent / "empty"))
+    monkeypatch.delenv("MINDEYE2_LITE_DOWNLOAD", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(pictures.parent / "empty"))
+    encoders.image_encoder.cache_clear()
+    out = pictures.with_name("mine.safetensors")
+    assert cli.main(["converter", str(pictures), "--out", str(out), "--device", "cpu"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("mindeye2-lite: ViT-bigG-14: ") and said.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_device_that_is_not_here_costs_one_line(pictures, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for device in ("cuda:1", "gpu"):
+        line = ["converter", str(pictures), "--out", "c.safetensors", "--device", device]
+        assert cli.main(line) == 1
+        expected = f"mindeye2-lite: --device {device} is not available here: choose cpu\n"
+        assert capsys.readouterr().err == expected
 
 
 @pytest.fixture

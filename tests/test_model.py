@@ -1,5 +1,6 @@
 """Models are made from a config and a seed, fine-tuned from others, kept and opened again."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from mindeye2_lite.config import Config
 from mindeye2_lite.model import MindEye2
+from mindeye2_lite.ridge import SharedSubjectRidge
 
 TINY = replace(
     Config.lite(),
@@ -32,6 +34,26 @@ def test_fine_tuning_starts_from_everything_shared_and_the_first_bias():
     assert not torch.equal(
         tuned.backbone.backbone_linear.bias, pretrained.backbone.backbone_linear.bias
     )
+
+
+def test_fine_tuning_copies_no_ridge_map_and_gives_what_copying_all_would(monkeypatch):
+    pretrained = MindEye2.from_config(TINY, {2: 20, 3: 30}, seed=5).eval()
+    expected = copy.deepcopy(pretrained)
+    expected.ridge = MindEye2.fine_tune_from(pretrained, 1, 25, seed=1).ridge
+    nobody = MindEye2.from_config(TINY, {}, seed=5)
+
+    def refuse(self, memo):
+        raise AssertionError("a ridge map was copied")
+
+    monkeypatch.setattr(SharedSubjectRidge, "__deepcopy__", refuse, raising=False)
+    tuned = MindEye2.fine_tune_from(pretrained, 1, 25, seed=1)
+    assert pretrained.subjects == (2, 3) and tuned.subjects == (1,)
+    assert [name for name, _ in tuned.named_modules()] == [n for n, _ in expected.named_modules()]
+    pairs = zip(tuned.named_parameters(), expected.named_parameters(), strict=True)
+    assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+    frozen = [[p.requires_grad for p in m.parameters()] for m in (tuned, expected)]
+    assert frozen[0] == frozen[1] and not tuned.backbone.training
+    assert MindEye2.fine_tune_from(nobody, 1, 25).subjects == (1,)
 
 
 def test_first_weights_follow_from_the_seed_and_leave_the_global_generator_alone():

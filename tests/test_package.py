@@ -35,7 +35,7 @@ voxel_model synthetic
 model
 parts feed hardware
 loop train
-assets plan
+asset_table assets step_memory plan
 baselines
 pipeline
 experiments

@@ -8,14 +8,16 @@ import torch
 import yaml
 from test_train import TINY
 
-from mindeye2_lite import assets, cli, plan
+from mindeye2_lite import assets, cli, plan, step_memory
 from mindeye2_lite.config import Config
 from mindeye2_lite.hardware import UNITS, Hardware
 from mindeye2_lite.model import MindEye2
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
 OTHERS = {s: v for s, v in assets.VOXELS.items() if s != 1}
-SMALL = replace(TINY, hidden=256, dim=64, tokens=16, latent_size=16, prior_depth=3)
+SIZES = {"hidden": 256, "dim": 64, "tokens": 16, "latent_size": 16, "prior_depth": 2}
+SMALL = replace(TINY, **SIZES, batch=8, max_steps=None)
+ONE = ((1, 500),)  # as in `planned`: a step that was counted is not counted again
 
 
 def counted(config: Config, subjects: dict[int, int]) -> dict[str, int]:
@@ -24,7 +26,7 @@ def counted(config: Config, subjects: dict[int, int]) -> dict[str, int]:
 
 
 def step(hardware: Hardware, config: Config = SMALL, each: int = 8, **how) -> plan.Need:
-    return plan.need(config, ((1, 500),), each, hardware, **how)
+    return plan.need(config, ONE, each, hardware, **how)
 
 
 # -- parameters: the totals that the released notebooks print -------------------------------------
@@ -42,8 +44,8 @@ def test_parameters_are_the_published_ones_in_every_part():
 
 def test_parameters_of_pretraining_and_of_the_light_models_are_the_published_ones():
     assert counted(Config.paper(), OTHERS)["all"] == 2_575_262_332
-    assert counted(Config.colab(), {1: 15724})["all"] == 729_327_896
-    assert counted(Config.colab(), {1: 15724})["backbone"] == 453_360_280
+    light = counted(Config.colab(), {1: 15724})
+    assert (light["all"], light["backbone"]) == (729_327_896, 453_360_280)
     assert counted(Config.colab(), OTHERS)["all"] == 816_319_768
 
 
@@ -52,7 +54,7 @@ def test_parameters_of_pretraining_and_of_the_light_models_are_the_published_one
 
 def test_weights_gradients_and_states_follow_from_the_parameters():
     with torch.device("meta"):
-        model = MindEye2.from_config(SMALL, {1: 500})
+        model = MindEye2.from_config(SMALL, dict(ONE))
     trained = 4e-9 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     need = step(Hardware("fp32"))
     assert need.gradients == pytest.approx(trained)
@@ -63,12 +65,12 @@ def test_weights_gradients_and_states_follow_from_the_parameters():
 
 def test_the_peak_is_that_of_a_step_with_real_numbers():
     """The same count, with tensors that exist instead of fake ones."""
-    expected = plan._peak(SMALL, ((1, 500),), 4, Hardware("fp32"))
-    real = plan._peak.__wrapped__  # past the cache
+    expected = step_memory.peak(SMALL, ONE, 4, Hardware("fp32"))
+    real = step_memory.peak.__wrapped__  # past the cache
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "fake", lambda: torch.device("cpu"))
+        patch.setattr(step_memory, "fake", lambda: torch.device("cpu"))
         patch.setattr(torch, "empty", torch.zeros)
-        found = real(SMALL, ((1, 500),), 4, Hardware("fp32"))
+        found = real(SMALL, ONE, 4, Hardware("fp32"))
     assert found == pytest.approx(expected, rel=0.02)
 
 
@@ -81,8 +83,8 @@ def test_what_saves_memory_saves_memory():
     assert eight.optimizer < plain.optimizer / 2 and eight.activations == plain.activations
     away = step(Hardware("bf16"), offload=True)
     assert away.gpu < plain.gpu
-    bare = step(Hardware("bf16"), config=replace(SMALL, low_level=False))
-    assert bare.gpu < plain.gpu
+    bare = step(Hardware("bf16", checkpointing=True), config=replace(SMALL, low_level=False))
+    assert bare.gpu < again.gpu
 
 
 def test_more_trials_and_wider_models_need_more():
@@ -91,13 +93,20 @@ def test_more_trials_and_wider_models_need_more():
     assert step(Hardware("fp32")).gpu < step(Hardware("fp32"), config=wider).gpu
 
 
+def test_a_plan_is_for_the_people_that_are_trained_on():
+    assert plan._subjects(1, pretrain=False) == {1: 15724}
+    assert plan._subjects(1, pretrain=True) == OTHERS and len(OTHERS) == 7
+
+
 @pytest.fixture(scope="module")
 def planned() -> plan.Planned:
-    return plan.plan(replace(SMALL, batch=8, max_steps=None), gpu_gb=16, sessions=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(assets.VOXELS, *ONE[0])
+        return plan.plan(SMALL, gpu_gb=16, sessions=2)
 
 
 def test_a_plan_counts_steps_and_disk(planned):
-    assert planned.subjects == {1: 15724} and planned.batch == 8
+    assert planned.subjects == dict(ONE) and planned.batch == 8
     assert planned.steps == 6 * (16 * 2 // 8)
     weights = 4e-9 * planned.parameters["all"]
     assert planned.disk["model"] == pytest.approx(weights)
@@ -106,9 +115,16 @@ def test_a_plan_counts_steps_and_disk(planned):
     )
 
 
+def test_voxels_are_in_memory_and_targets_only_on_disk(planned):
+    assert planned.host == pytest.approx(4e-9 * 2 * 16 * 500)
+    numbers = 2 * 16 * (16 * 64 + 4 * 16 * 16 + 2 * 16 * SMALL.aux_dim)
+    twice = [planned.disk[k] for k in (plan.TARGETS, "the same again while they are computed")]
+    assert twice == pytest.approx([2e-9 * numbers] * 2)
+
+
 def test_a_larger_card_never_needs_more_switches(planned):
     first = []
-    for size in (0.1, plan.OVERHEAD + 0.05, plan.OVERHEAD + 0.2, 80):
+    for size in (0.1, *sorted(need.gpu for need in planned.needs), 80):
         fits = replace(planned, gpu_gb=size).fits
         first.append(len(planned.needs) if fits is None else planned.needs.index(fits))
     assert first == sorted(first, reverse=True)

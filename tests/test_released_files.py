@@ -7,6 +7,7 @@ import enum
 import io
 import os
 import pickle
+import pickletools
 import sys
 import types
 import zipfile
@@ -233,6 +234,44 @@ def test_a_file_cut_short_gives_one_clear_line(saved, kept, tmp_path):
     (tmp_path / "last.pth").write_bytes(content[:end])
     with pytest.raises(ValueError, match="^cannot read last.pth [^\n]* cut short[^\n]*fetch it"):
         MindEye2.from_released(tmp_path / "last.pth")
+
+
+def legacy(path: Path) -> tuple[bytes, list[str], bytes]:
+    """A file of three tensors of five numbers, in the older format: all but its keys, and these."""
+    tensors = {name: torch.arange(5.0) + i for i, name in enumerate("abc")}
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+    with path.open("rb") as file:
+        for _ in range(4):  # magic number, version, system, content
+            list(pickletools.genops(file))
+        head = path.read_bytes()[: file.tell()]
+        return head, pickle.load(file), file.read()
+
+
+EACH = 8 + 5 * 4  # bytes of a storage: how many numbers, and the numbers
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3])
+def test_an_older_file_that_lists_fewer_numbers_than_it_needs_gives_one_clear_line(
+    missing, tmp_path
+):
+    path = tmp_path / "x.pt"
+    head, keys, numbers = legacy(path)
+    assert len(keys) == 3 and len(numbers) == 3 * EACH
+    path.write_bytes(head + pickle.dumps(keys, 2) + numbers)
+    assert released.read(path)["c"].tolist() == [2, 3, 4, 5, 6]
+    fewer = pickle.dumps(keys[:-missing], 2) + numbers[: -missing * EACH]
+    path.write_bytes(head + fewer)
+    with pytest.raises(ValueError, match=r"^cannot read x.pt \(it lacks some numbers\)[^\n]*$"):
+        released.read(path)
+
+
+@pytest.mark.parametrize("cut", [1, EACH - 8, EACH - 4, EACH, EACH + 1, 3 * EACH])
+def test_an_older_file_cut_short_in_its_numbers_gives_one_clear_line(cut, tmp_path):
+    path = tmp_path / "x.pt"
+    legacy(path)
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(ValueError, match=r"^cannot read x.pt \(it ends within its n[^\n]* cut sh"):
+        released.read(path)
 
 
 def foreign(kind: str, path: Path) -> None:

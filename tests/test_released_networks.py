@@ -462,6 +462,11 @@ def test_targets_of_the_real_networks_are_kept_batch_by_batch_as_float16(real, v
     torch.testing.assert_close(made.tokens.float(), expected, rtol=2e-3, atol=2e-3)
     files = [path for path in (Path(os.environ["MINDEYE2_LITE_CACHE"]) / "targets").iterdir()]
     assert [path.suffix for path in files] == [".safetensors"], "nothing else stays behind"
+    assert again.tokens[-1].flatten()[-50:].all()
+    with files[0].open("r+b") as file:
+        file.seek(-100, os.SEEK_END)  # tokens come last
+        file.write(bytes(100))
+    assert not again.tokens[-1].flatten()[-50:].any(), "they are the file, not a copy of it"
 
 
 def test_another_file_of_weights_or_of_pictures_makes_new_targets(real, bigg, assets):
