@@ -37,7 +37,7 @@ parts feed hardware
 loop train
 assets plan
 baselines
-pipeline
+pipeline stages stand_ins
 experiments
 training_miniatures
 book doctor
