@@ -137,7 +137,7 @@ def refine_pictures(
     sentences: list[str],
     generator: torch.Generator,
     **how,
-) -> Pictures:
+) -> Float[Tensor, "images 3 _ _"]:
     """Refined pictures, no larger than they are kept; `how` as in `refine.refine`."""
     return no_larger(refine.refine(refiner, pictures, sentences, generator=generator, **how))
 
@@ -162,7 +162,7 @@ def at_once(rows: Tensor, times: int = 1) -> int:
     return max(1, AT_ONCE // max(1, times * rows[:1].numel()))
 
 
-def no_larger(pictures: Pictures, side: int = KEPT) -> Pictures:
+def no_larger(pictures: Pictures, side: int = KEPT) -> Float[Tensor, "images 3 _ _"]:
     """Pictures cut down to `side` pixels if they are larger, bilinearly, without antialiasing."""
     if pictures.shape[-1] <= side:
         return pictures

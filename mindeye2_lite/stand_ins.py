@@ -39,14 +39,16 @@ from mindeye2_lite.unclip_names import PARTS
 SIZES = {"pixels": 64, "head_size": 16, "norm_groups": 16}  # what the stand-in unCLIP is told
 EPOCHS = 150  # of the released fine-tuned models
 CONVERTER = FILES["bigG_to_L"]
-LINE = "STAND-IN: synthetic cohort, miniature networks, files of the released form"
+NOTE = "STAND-IN: synthetic cohort, miniature networks"
+LINE = f"{NOTE}, files of the released form"
 
 
 @dataclass(frozen=True)
 class Where:
     """Where the files are, which sizes they have, and whether they are the real ones.
 
-    `config` names the networks that fit them; `sizes` is what `unclip.load_released` must be told.
+    `config` names the networks that fit them; `unclip_options` is what `unclip.load_released` must
+    be told beyond the file: nothing for the real one.
     """
 
     folder: Path
@@ -54,12 +56,12 @@ class Where:
     config: Config
     subject: int
     real: bool
-    sizes: Mapping[str, int]
+    unclip_options: Mapping[str, Any]
 
     @property
     def note(self) -> str:
         """For the corner of a figure; nothing where the files are real."""
-        return "" if self.real else LINE
+        return "" if self.real else NOTE
 
     def say(self) -> None:
         """Say which it is: at the top of every output."""
@@ -100,7 +102,7 @@ def needed_first(config: Config, subject: int = 1) -> list[assets.Asset]:
 
 
 def where(config: Config, subject: int = 1, *, seed: int = 0, progress: bool = True) -> Where:
-    """The real files if the data and checkpoints of that subject are there, else stand-ins.
+    """The real files if data and checkpoints of that subject are there, else stand-ins; says which.
 
     Further networks are looked for when they are used: a line names the file that is missing then.
     Stand-ins are made in the cache, from lite models that are kept or trained now.
@@ -109,7 +111,10 @@ def where(config: Config, subject: int = 1, *, seed: int = 0, progress: bool = T
     if first and all(assets.state(asset) == "here" for asset in first):
         # The paper's judges are not built here: pixel scores and retrieval need none.
         real = replace(config, judges="none")
-        return Where(paths.assets(), paths.assets(), real, subject, True, {})
+        found = Where(paths.assets(), paths.assets(), real, subject, True, {})
+        found.say()
+        return found
+    print(LINE)
     lite = Config.lite()
     data = synthetic.open_cohort(lite, progress=progress)
     runs = {
@@ -124,7 +129,8 @@ def where(config: Config, subject: int = 1, *, seed: int = 0, progress: bool = T
     key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     folder = paths.cache() / "stand-ins" / key
     write(folder, {(subject, n): run.model for n, run in runs.items()})
-    return Where(folder, data, lite, subject, False, SIZES)
+    apart = {"out": folder / "converted"}  # never to be taken for the real one
+    return Where(folder, data, lite, subject, False, SIZES | apart)
 
 
 def write(folder: Path, models: Mapping[tuple[int, int], MindEye2]) -> Path:
