@@ -420,8 +420,17 @@ def judges(name: str = "mini-judges", device: str = "cpu") -> dict[str, Features
     """The networks behind six of the metrics, by the paper's column names.
 
     Each takes images (batch, 3, height, width) in [0, 1] and returns features (batch, features).
+    "none" is no network at all, for scores that need none: PixCorr, SSIM and retrieval. ValueError
+    in one line for another name, also for the paper's own networks, which are not built here.
     """
-    _known("set of judges", name, ["mini-judges"])
+    if name == "paper-judges":
+        raise ValueError(
+            "the paper's judges are not built here: choose mini-judges, or none for PixCorr, SSIM "
+            "and retrieval alone, or give networks of your own to metrics.evaluate"
+        )
+    _known("set of judges", name, ["mini-judges", "none"])
+    if name == "none":
+        return {}
 
     def stage(cnn: str, index: int) -> Features:
         return _judge(lambda x: load_cnn(cnn, device).maps(x)[index].flatten(1))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -31,6 +32,8 @@ from mindeye2_lite import (
 from mindeye2_lite.config import Config
 from mindeye2_lite.model import MindEye2
 
+KEPT = 256  # pixels: larger reconstructions are cut down to it, as the released code does
+AT_ONCE = 2**22  # numbers that a network is given at once: 341 pictures of 64 pixels, 27 of 224
 Pictures = Float[Tensor, "images 3 height width"]
 Tokens = Float[Tensor, "images tokens dim"]
 
@@ -71,8 +74,10 @@ def reconstruct(
     """Reconstruct the test images of these trials, the first `limit` of them in ascending id.
 
     The three repeats go through the model one by one and its outputs are averaged; one sample of
-    the prior, one picture of unCLIP, one refinement each, with noise from `seed`. Official:
-    `recon_inference`, `enhanced_recon_inference` and the blend of `final_evaluations`.
+    the prior, one picture of unCLIP, one refinement each, with noise from `seed`. Pictures larger
+    than 256 pixels are kept at 256. Official: `recon_inference`, `enhanced_recon_inference` and the
+    blend of `final_evaluations`. Networks stay loaded; `stages.Staged` makes the same pictures with
+    one network in memory at a time, and goes on after a stop.
     """
     device = str(model.backbone.backbone_linear.weight.device)
     generator = torch.Generator().manual_seed(seed)
@@ -80,17 +85,17 @@ def reconstruct(
     brain = type(brain)(*(None if x is None else x[:limit] for x in brain))
     image_ids = image_ids[:limit]
     seen = images[image_ids]
-    prior_tokens = _sample_prior(model, brain.tokens, generator, device)
-    decoder = unclip.load(config.decoder, device)
+    prior_tokens = sample_prior(model, brain.tokens, generator)
     options = {"guidance_scale": config.guidance_scale, "num_inference_steps": steps}
-    reconstruction = unclip.decode(
-        decoder, prior_tokens, generator=generator, progress=progress, **options
+    reconstruction = decode(
+        unclip.load(config.decoder, device), prior_tokens, generator, progress=progress, **options
     )
     sentences = captions.caption(captions.load(config.captioner, device), prior_tokens)
-    blurry = _blurry(brain.low_level, config, device)
-    refiner = refine.load(config.refiner, device)
-    refined = refine.refine(
-        refiner, reconstruction, sentences, generator=generator, progress=progress
+    blurry = None
+    if brain.low_level is not None:
+        blurry = decode_blurry(encoders.vae(config.vae, device), brain.low_level, device)
+    refined = refine_pictures(
+        refine.load(config.refiner, device), reconstruction, sentences, generator, progress=progress
     )
     return Reconstructions(
         image_ids,
@@ -101,8 +106,67 @@ def reconstruct(
         sentences,
         brain.retrieval,
         prior_tokens,
-        encoders.image_encoder(config.encoder, device)(seen.to(device)).cpu(),
+        encode_seen(encoders.image_encoder(config.encoder, device), seen, device),
     )
+
+
+# ---- the steps, each with the network that it needs ----------------------------------------------
+
+
+@torch.no_grad()
+def sample_prior(model: MindEye2, tokens: Tokens, generator: torch.Generator) -> Tokens:
+    """Image tokens from the backbone's, on the CPU; on a GPU noise is drawn there, seeded here."""
+    device, made = model.backbone.backbone_linear.weight.device, []
+    for some in tokens.split(at_once(tokens)):
+        own = generator
+        if device.type != "cpu":
+            seed = int(torch.randint(2**62, (), generator=generator))
+            own = torch.Generator(device).manual_seed(seed)
+        made.append(model.prior.sample(some.to(device), generator=own).cpu())
+    return torch.cat(made)
+
+
+def decode(decoder: unclip.Decoder, tokens: Tokens, generator: torch.Generator, **how) -> Pictures:
+    """unCLIP's pictures, no larger than they are kept; `how` as in `unclip.decode`."""
+    return no_larger(unclip.decode(decoder, tokens, generator=generator, **how))
+
+
+def refine_pictures(
+    refiner: refine.Refiner,
+    pictures: Pictures,
+    sentences: list[str],
+    generator: torch.Generator,
+    **how,
+) -> Float[Tensor, "images 3 _ _"]:
+    """Refined pictures, no larger than they are kept; `how` as in `refine.refine`."""
+    return no_larger(refine.refine(refiner, pictures, sentences, generator=generator, **how))
+
+
+def decode_blurry(network: encoders.Vae, latents: Tensor, device: str) -> Pictures:
+    """The low-level head's pictures."""
+    some = at_once(latents, 32)  # one number of a latent is 12 of a picture here, 48 at full size
+    return torch.cat([network.decode(rows.to(device)).cpu() for rows in latents.split(some)])
+
+
+def encode_seen(encoder: encoders.ImageEncoder, pictures: Pictures, device: str) -> Tokens:
+    """Image tokens of the true pictures.
+
+    Official: they are stretched to 256 pixels and back first, which blurs them a little.
+    """
+    parts = pictures.split(at_once(pictures))
+    return torch.cat([encoder(rows.to(device)).cpu() for rows in parts])
+
+
+def at_once(rows: Tensor, times: int = 1) -> int:
+    """How many of these rows a network is given at once, so that a small card can hold it."""
+    return max(1, AT_ONCE // max(1, times * rows[:1].numel()))
+
+
+def no_larger(pictures: Pictures, side: int = KEPT) -> Float[Tensor, "images 3 _ _"]:
+    """Pictures cut down to `side` pixels if they are larger, bilinearly, without antialiasing."""
+    if pictures.shape[-1] <= side:
+        return pictures
+    return F.interpolate(pictures, side, mode="bilinear", align_corners=False)
 
 
 def score(
@@ -189,20 +253,3 @@ def write(made: Reconstructions, folder: Path) -> None:
     rows = zip(made.image_ids.tolist(), made.captions, strict=True)
     with paths.write_beside(folder / "captions.txt") as beside:
         beside.write_text("".join(f"{i:05d}\t{sentence}\n" for i, sentence in rows))
-
-
-def _sample_prior(
-    model: MindEye2, tokens: Tensor, generator: torch.Generator, device: str
-) -> Tensor:
-    with torch.no_grad():
-        own = generator
-        if device != "cpu":
-            seed = int(torch.randint(2**62, (), generator=generator))
-            own = torch.Generator(device).manual_seed(seed)
-        return model.prior.sample(tokens.to(device), generator=own).cpu()
-
-
-def _blurry(latents: Tensor | None, config: Config, device: str) -> Tensor | None:
-    if latents is None:
-        return None
-    return encoders.vae(config.vae, device).decode(latents.to(device)).cpu()

@@ -32,6 +32,7 @@ class Refiner:
 
     `negative_text` reads the negative prompt where another network than `text` does so. Pictures
     are first cut down to `through` pixels, as the released code keeps them; None leaves them.
+    `batch` is how many pictures `refine` works on at once, if it is not told otherwise.
     """
 
     unet: nn.Module
@@ -42,6 +43,7 @@ class Refiner:
     name: str = "mini-sdxl"
     negative_text: Text | None = None
     through: int | None = None
+    batch: int = 32
 
     @property
     def device(self) -> torch.device:
@@ -69,7 +71,7 @@ def refine(
     num_inference_steps: int = STEPS,
     skipped_steps: int = SKIPPED,
     guidance_scale: float | int = 5.0,
-    batch: int = 32,
+    batch: int | None = None,
     progress: bool = True,
 ) -> Float[Tensor, "n 3 side side"]:
     """Noise the picture half-way, and let the caption lead it back.
@@ -81,7 +83,7 @@ def refine(
     if len(captions) != len(images):
         raise ValueError(f"{len(images)} pictures but {len(captions)} captions: give one for each")
     times = timesteps(num_inference_steps)[skipped_steps:]
-    rows = torch.arange(len(images)).split(batch)
+    rows = torch.arange(len(images)).split(batch or refiner.batch)
     pictures = []
     for chosen in tqdm(rows, "refinement", disable=not progress, mininterval=1):
         prompts = [captions[i] for i in chosen]

@@ -34,6 +34,15 @@ REPOSITORIES = {
     "git-large-coco": "microsoft/git-large-coco",
     "sdxl-base": "stabilityai/stable-diffusion-xl-base-1.0",
 }
+FETCH = {  # the stage of `mindeye2-lite fetch` that gets it
+    "ViT-bigG-14": "training",
+    "sd-image-variations-vae": "training",
+    "convnext-xl-vicregl": "training",
+    "bigG_to_L": "captions",
+    "git-large-coco": "captions",
+    "sdxl-unclip": "decoding",
+    "sdxl": "refinement",
+}
 UNCLIP = "unclip6_epoch0_step110000.ckpt"  # holds the whole bigG image tower
 IN_UNCLIP = "conditioner.embedders.0.model.visual."
 PREPROCESSING = "224 bicubic, (x+1)/2; 2x-1; 0.485 0.228; augment 1"  # in the key of targets
@@ -50,8 +59,29 @@ def asset(name: str) -> Path:
     if path.is_file():
         return path
     raise FileNotFoundError(
-        f"{name}: no file {path}: get it with `mindeye2-lite fetch`, or name the folder that holds "
+        f"{name}: no file {path}: get it with `{fetching(name)}`, or name the folder that holds "
         f"{FILES[name]} in MINDEYE2_LITE_ASSETS"
+    )
+
+
+def fetching(name: str) -> str:
+    """What to type to get that network."""
+    stage = f" --stages {FETCH[name]}" if name in FETCH else ""
+    return f"mindeye2-lite fetch --profile paper{stage} --accept-nsd-terms"
+
+
+def unclip_source() -> Path:
+    """The released unCLIP among the assets, or the folder that it was converted to.
+
+    FileNotFoundError in one line if there is neither.
+    """
+    if (path := paths.assets(UNCLIP)).is_file():
+        return path
+    for index in sorted((paths.cache() / "released").glob("unclip6*/unet/*.index.json")):
+        return index.parents[1]
+    raise FileNotFoundError(
+        f"sdxl-unclip: no file {path}: get it with `{fetching('sdxl-unclip')}`, or name the folder "
+        f"that holds {UNCLIP} in MINDEYE2_LITE_ASSETS"
     )
 
 
@@ -123,7 +153,7 @@ def from_hub(load: Callable, name: str, **options) -> Any:
         told = downloads or folder.is_dir()  # else it is simply not there
         why = f" ({(str(error).splitlines() or [''])[0][:120]})" if told else ""
         raise FileNotFoundError(
-            f"{name}: cannot be loaded from {source}{why}: get it with `mindeye2-lite fetch`, copy "
+            f"{name}: cannot be loaded from {source}{why}: get it with `{fetching(name)}`, copy "
             f"the repository {REPOSITORIES.get(name, name)} to {folder}, or allow downloads with "
             "MINDEYE2_LITE_DOWNLOAD=1"
         ) from error
@@ -181,8 +211,8 @@ def _from_open_clips_repository() -> Path:
             raise
         raise FileNotFoundError(
             f"ViT-bigG-14: no file {paths.assets(FILES['ViT-bigG-14'])}, no {UNCLIP} beside it, "
-            "and none in the Hub's cache: get it with `mindeye2-lite fetch`, or allow downloads "
-            "with MINDEYE2_LITE_DOWNLOAD=1"
+            f"and none in the Hub's cache: get it with `{fetching('ViT-bigG-14')}`, or allow "
+            "downloads with MINDEYE2_LITE_DOWNLOAD=1"
         ) from error
 
 

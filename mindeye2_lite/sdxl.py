@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from mindeye2_lite import paths
 from mindeye2_lite.encoders import Vae, frozen
 from mindeye2_lite.refine import Refiner
-from mindeye2_lite.released_networks import REPOSITORIES, from_hub
+from mindeye2_lite.released_networks import REPOSITORIES, fetching, from_hub
 
 CHECKPOINT = "zavychromaxl_v30.safetensors"
 BASE = "sdxl-base"
@@ -230,6 +230,7 @@ def refiner(parts: Parts, words: SdxlText, device: str = "cpu", name: str = "sdx
         name,
         frozen(own, device),
         THROUGH,
+        batch=1,
     )
 
 
@@ -262,7 +263,7 @@ def _released(device: str, dtype: torch.dtype) -> Refiner:
         found = load(BASE, device)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"sdxl: no file {path}, and no SDXL base: get either with `mindeye2-lite fetch`, or "
+            f"sdxl: no file {path}, and no SDXL base: get the file with `{fetching('sdxl')}`, or "
             f"copy the repository {REPOSITORIES[BASE]} to {paths.assets(BASE)}"
         ) from error
     print(f"refinement by SDXL base: {CHECKPOINT}, which the released code used, is not here")

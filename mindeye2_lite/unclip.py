@@ -32,6 +32,7 @@ from mindeye2_lite.unclip_sampling import (
     timesteps,
 )
 
+RELEASED = "sdxl-unclip"
 VAE_SCALE = 0.13025  # SDXL's: latents of unit variance
 NOISE_OFFSET = 0.04  # one scalar per picture, added to all of its noise
 CONTRAST, BRIGHTNESS = 0.8, 0.2  # the released rescale of the decoded picture
@@ -105,8 +106,17 @@ class Decoder:
 
 
 def load(name: str = "mini-unclip", device: str = "cpu") -> Decoder:
-    """The decoder of that name. Miniatures say that they are miniatures."""
-    _known("decoder", name, UNETS)
+    """The decoder of that name: a miniature, or "sdxl-unclip", the released file in the assets.
+
+    On a GPU the released UNet computes in float16. FileNotFoundError in one line where the file is
+    not on this machine.
+    """
+    _known("decoder", name, [*UNETS, RELEASED])
+    if name == RELEASED:
+        from mindeye2_lite import released_networks
+
+        half = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+        return load_released(released_networks.unclip_source(), device, half)
     return Decoder(load_unet(name, device), vae("mini-vae", device), name=name)
 
 
@@ -118,6 +128,7 @@ def load_released(
     out: str | Path | None = None,
     pixels: int = 768,
     head_size: int = 64,
+    norm_groups: int = 32,
     channels_last: bool = False,
     offload: bool = False,
     tiling: bool = False,
@@ -129,11 +140,12 @@ def load_released(
     released code ran under float16 autocast). The VAE stays in float32, as SDXL's overflows in
     float16, and decodes one picture at a time. `channels_last` is often faster on a GPU. For small
     cards: `offload` keeps on the device only the network that is at work, and `tiling` lets the
-    VAE decode in overlapping tiles, which changes pictures a little. `head_size` is the one size
-    that the file does not tell. Not yet run on a GPU, or with the released file. ValueError in one
-    line for another or an incomplete file.
+    VAE decode in overlapping tiles, which changes pictures a little. `head_size` and
+    `norm_groups` are the two sizes that the file does not tell. Not yet run on a GPU, or with the
+    released file. ValueError in one line for another or an incomplete file.
     """
-    folder = unclip_released.convert(path, out, head_size=head_size)
+    sizes = {"head_size": head_size, "norm_groups": norm_groups}
+    folder = unclip_released.convert(path, out, **sizes)
     unet, network = unclip_released.networks(folder, dtype, channels_last=channels_last)
     network.enable_slicing()
     side = _latent_side(network, pixels)
@@ -142,7 +154,7 @@ def load_released(
         network.tile_sample_min_size, network.tile_latent_min_size = pixels // 2, side // 2
     result = Vae(network, VAE_SCALE)
     _place(unet, result, torch.device(device), offload)
-    return Decoder(unet, result, (pixels, pixels, 0, 0), side, "sdxl-unclip", batch=1)
+    return Decoder(unet, result, (pixels, pixels, 0, 0), side, RELEASED, batch=1)
 
 
 def _latent_side(network: nn.Module, pixels: int) -> int:

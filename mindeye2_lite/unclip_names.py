@@ -63,37 +63,38 @@ _VAE = {
 }
 
 
-def target(key: str, vae_levels: int = 4) -> tuple[str, str] | None:
+def target(key: str, vae_levels: int = 4, per_level: int = 3) -> tuple[str, str] | None:
     """The part that a released tensor belongs to, and its name there; None if it is not needed.
 
-    Not needed are the 1,000 noise levels, which are computed, and six tensors of the text tower.
+    `per_level`: blocks of a level of the UNet, one more than it has residual ones. Not needed
+    are the 1,000 noise levels, which are computed, and six tensors of the text tower.
     """
     for part, prefix in PARTS.items():
         if key.startswith(prefix):
             name = key.removeprefix(prefix)
             if part == "unet":
-                return part, _unet_name(name)
+                return part, _unet_name(name, per_level)
             return part, _vae_name(name, vae_levels) if part == "vae" else name
     return None
 
 
-def _unet_name(name: str) -> str:
-    place, rest = _unet_place(name)
+def _unet_name(name: str, per_level: int) -> str:
+    place, rest = _unet_place(name, per_level)
     for old, new in _RESNET.items():
         if rest.startswith(f"{old}."):
             rest = rest.replace(old, new, 1)
     return f"{place}.{rest}"
 
 
-def _unet_place(name: str) -> tuple[str, str]:
-    """The block or layer in diffusers, and what follows: sgm numbers three blocks per level."""
+def _unet_place(name: str, per_level: int) -> tuple[str, str]:
+    """The block or layer in diffusers, and what follows: sgm numbers the blocks of all levels."""
     for old, new in _UNET.items():
         if name.startswith(f"{old}."):
             return new, name.removeprefix(f"{old}.")
     if not (match := re.fullmatch(r"(in|out)put_blocks\.(\d+)\.(\d)\.(.+)", name)):
         return "unknown", name
     side, block, inside, rest = match.groups()
-    level, i = divmod(int(block) - (side == "in"), 3)  # the first input block is conv_in
+    level, i = divmod(int(block) - (side == "in"), per_level)  # the first input block is conv_in
     if rest.startswith("op."):
         return f"down_blocks.{level}.downsamplers.0.conv", rest.removeprefix("op.")
     if rest.startswith("conv."):
@@ -113,10 +114,12 @@ def _vae_name(name: str, levels: int) -> str:
 # ---- sizes -------------------------------------------------------------------------------------
 
 
-def unet_config(shapes: Mapping[str, tuple[int, ...]], head_size: int = 64) -> dict[str, Any]:
+def unet_config(
+    shapes: Mapping[str, tuple[int, ...]], head_size: int = 64, norm_groups: int = 32
+) -> dict[str, Any]:
     """Arguments of `UNet2DConditionModel`, read off its tensors' shapes (diffusers' names).
 
-    The one size that shapes do not tell is the width of an attention head: 64 in SDXL.
+    Shapes do not tell the width of an attention head, 64 in SDXL, and the groups of norms, 32.
     """
     levels = range(_count(shapes, "down_blocks"))
     depths = [_count(shapes, f"down_blocks.{i}.attentions.0.transformer_blocks") for i in levels]
@@ -135,6 +138,7 @@ def unet_config(shapes: Mapping[str, tuple[int, ...]], head_size: int = 64) -> d
         "layers_per_block": _count(shapes, "down_blocks.0.resnets"),
         "transformer_layers_per_block": tuple(max(depth, 1) for depth in depths),
         "attention_head_dim": tuple(width // head_size for width in widths),
+        "norm_num_groups": norm_groups,
         "use_linear_projection": len(shapes[f"{transformer}.proj_in.weight"]) == 2,
         "cross_attention_dim": shapes[f"{transformer}.transformer_blocks.0.attn2.to_k.weight"][1],
         "addition_embed_type": "text_time",
@@ -143,7 +147,7 @@ def unet_config(shapes: Mapping[str, tuple[int, ...]], head_size: int = 64) -> d
     }
 
 
-def vae_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def vae_config(shapes: Mapping[str, tuple[int, ...]], norm_groups: int = 32) -> dict[str, Any]:
     """Arguments of `AutoencoderKL`, read off its tensors' shapes (diffusers' names)."""
     levels = range(_count(shapes, "encoder.down_blocks"))
     widths = (shapes[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"][0] for i in levels)
@@ -153,6 +157,8 @@ def vae_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "up_block_types": ("UpDecoderBlock2D",) * len(levels),
         "layers_per_block": _count(shapes, "encoder.down_blocks.0.resnets"),
         "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "norm_num_groups": norm_groups,
+        "mid_block_add_attention": "decoder.mid_block.attentions.0.to_q.weight" in shapes,
     }
 
 
@@ -183,20 +189,23 @@ class Plan:
     configs: dict[str, dict[str, Any]]
 
 
-def plan(shapes: Mapping[str, tuple[int, ...]], head_size: int = 64) -> Plan:
+def plan(shapes: Mapping[str, tuple[int, ...]], head_size: int = 64, norm_groups: int = 32) -> Plan:
     """What becomes of a file's tensors, from their shapes alone.
 
     ValueError in one line unless they are, to the last one, a UNet and a VAE of SDXL's build. The
     image tower may be absent, but not incomplete.
     """
     levels = _count(shapes, f"{PARTS['vae']}encoder.down")
+    shrinking = re.compile(rf"{re.escape(PARTS['unet'])}input_blocks\.(\d+)\.0\.op\.")
+    per_level = min((int(found[1]) for key in shapes if (found := shrinking.match(key))), default=3)
     keys: dict[str, dict[str, str]] = {part: {} for part in PARTS}
     for key in shapes:
-        if found := target(key, levels):
+        if found := target(key, levels, per_level):
             keys[found[0]][found[1]] = key
     new = {part: {n: _new_shape(n, shapes[k]) for n, k in keys[part].items()} for part in PARTS}
     try:
-        configs = {"unet": unet_config(new["unet"], head_size), "vae": vae_config(new["vae"])}
+        unet = unet_config(new["unet"], head_size, norm_groups)
+        configs = {"unet": unet, "vae": vae_config(new["vae"], norm_groups)}
     except KeyError as error:
         raise ValueError(f"it lacks tensors of the unCLIP model, among them {error}") from error
     for part, config in configs.items():

@@ -91,6 +91,7 @@ def convert(
     *,
     parts: Iterable[str] = tuple(PARTS),
     head_size: int = 64,
+    norm_groups: int = 32,
     shard: int = SHARD,
 ) -> Path:
     """Write the released file's networks as folders of safetensors, and return where they are.
@@ -105,7 +106,7 @@ def convert(
         return path
     shapes, read = open_weights(path)
     try:
-        planned = plan(shapes, head_size)
+        planned = plan(shapes, head_size, norm_groups)
     except ValueError as error:
         raise ValueError(f"{path.name} is not the released unCLIP: {error}") from error
     source = fingerprint(path)
@@ -235,7 +236,11 @@ def networks(
 
 
 def image_tower(
-    path: str | Path, out: str | Path | None = None, *, head_size: int = 64
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    head_size: int = 64,
+    norm_groups: int = 32,
 ) -> dict[str, Tensor]:
     """The state dict of OpenCLIP's `visual` from the released file, or from its folder.
 
@@ -243,7 +248,8 @@ def image_tower(
     """
     from safetensors.torch import load_file
 
-    folder = convert(path, out, parts=("image_tower",), head_size=head_size) / "image_tower"
+    sizes = {"head_size": head_size, "norm_groups": norm_groups}
+    folder = convert(path, out, parts=("image_tower",), **sizes) / "image_tower"
     _finished(folder)
     shards = sorted(folder.glob("*.safetensors"))
     return {name: tensor for shard in shards for name, tensor in load_file(shard).items()}

@@ -134,6 +134,13 @@ def test_every_judge_and_the_teacher_look_at_pictures_of_any_size():
     assert encoders.teacher()(torch.rand(2, 3, 64, 64)).shape == (2, 16, LITE.aux_dim)
 
 
+def test_the_paper_s_judges_are_refused_in_one_line_and_none_are_none():
+    with pytest.raises(ValueError, match="the paper's judges are not built here") as error:
+        encoders.judges("paper-judges")
+    assert "\n" not in str(error.value)
+    assert encoders.judges("none") == {}
+
+
 @pytest.mark.parametrize("load", [encoders.vae, encoders.teacher, encoders.judges])
 def test_a_network_that_is_not_shipped_is_refused_in_one_line(load):
     with pytest.raises(ValueError, match="'paper-frob' is not available here") as error:

@@ -37,7 +37,7 @@ parts feed hardware
 loop train
 asset_table assets step_memory plan
 baselines
-pipeline
+pipeline stages stand_ins
 experiments
 training_miniatures
 book doctor

@@ -482,3 +482,12 @@ def test_another_file_of_weights_or_of_pictures_makes_new_targets(real, bigg, as
         assert len(calls) == count, path
     encoders.targets(images, ids, config, progress=False)
     assert len(calls) == 5
+
+
+def test_the_command_that_gets_a_network_names_the_stage_that_has_it():
+    from mindeye2_lite import assets
+
+    files = released_networks.FILES | {"sdxl-unclip": released_networks.UNCLIP}
+    for name, stage in released_networks.FETCH.items():
+        named = [a for a in assets.table() if name == a.part or files.get(name) in a.files]
+        assert {a.stage for a in named} == {stage}, name

@@ -134,7 +134,35 @@ def test_predicted_clean_latents_can_be_kept_step_by_step():
     assert [k.shape for k in keep] == [(1, 4, 16, 16)] * 4
 
 
-def test_a_decoder_that_is_not_shipped_is_refused_in_one_line():
-    with pytest.raises(ValueError, match="'sdxl-unclip' is not available here") as error:
-        unclip.load("sdxl-unclip")
+def test_a_decoder_that_there_is_not_is_refused_in_one_line():
+    with pytest.raises(ValueError, match="'sdxl-frob' is not available here") as error:
+        unclip.load("sdxl-frob")
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINDEYE2_LITE_CACHE", str(tmp_path))
+    monkeypatch.delenv("MINDEYE2_LITE_ASSETS", raising=False)
+    return tmp_path
+
+
+def test_without_the_released_file_one_line_says_where_it_is_wanted_and_how_to_get_it(nothing):
+    with pytest.raises(FileNotFoundError) as error:
+        unclip.load("sdxl-unclip")
+    said, file = str(error.value), nothing / "assets" / "unclip6_epoch0_step110000.ckpt"
+    assert "\n" not in said and str(file) in said
+    assert "mindeye2-lite fetch --profile paper --stages decoding" in said
+
+
+def test_the_released_decoder_comes_by_name_from_the_assets(nothing, monkeypatch):
+    asked = []
+    monkeypatch.setattr(unclip, "load_released", lambda *args: asked.append(args))
+    file = nothing / "assets" / "unclip6_epoch0_step110000.ckpt"
+    index = nothing / "released" / "unclip6-1234" / "unet" / "a.safetensors.index.json"
+    for made in (index, file):
+        made.parent.mkdir(parents=True)
+        made.touch()
+        unclip.load("sdxl-unclip")
+    folder = index.parents[1]  # taken apart earlier, and the file deleted since
+    assert asked == [(folder, "cpu", torch.float32), (file, "cpu", torch.float32)]
