@@ -35,6 +35,16 @@ def once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True, scope="module")
+def nothing_of_the_user(tmp_path_factory):
+    """An empty cache folder and no settings: what notebooks left behind has no say in a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINDEYE2_LITE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name in ("DATA", "ASSETS", "DOWNLOAD"):
+            patch.delenv(f"MINDEYE2_LITE_{name}", raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_raw(tmp_path_factory):
     """The raw NSD tree: one person, four sessions, 730 scenes. Do not write into it: copy it."""
