@@ -1,17 +1,59 @@
-"""A small cohort that several test files read: one person, four sessions, 730 scenes."""
+"""A small cohort that several test files read, and the order in which two processes run all."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
-TRAINS_THE_MOST = "07_one_hour_finetuning.ipynb"
+# `make test` gives two processes whole files in this order (pytest-xdist's loadscope). From an
+# empty cache the first trains the models that half of the notebooks read. Meanwhile the second has
+# what needs none of them, then the one that asks for the model of all sessions alone: both train
+# at the same time and neither waits. The long ones come before the short: both end together.
+TRAINS = "07_one_hour_finetuning"
+NEED_ITS_MODELS = (
+    "04_diffusion_prior",
+    "10_metrics",
+    "09_caption_refinement",
+    "08_unclip_decoding",
+    "05_low_level",
+    "03_contrastive_retrieval",
+    "06_shared_subject_pretraining",
+)
+
+
+def once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that `make` fills once, whichever of pytest-xdist's processes comes first."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            beside = folder.with_name(f"{name}.part")
+            make(beside)
+            beside.rename(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_of_the_user(tmp_path_factory):
+    """An empty cache folder and no settings: what notebooks left behind has no say in a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINDEYE2_LITE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name in ("DATA", "ASSETS", "DOWNLOAD"):
+            patch.delenv(f"MINDEYE2_LITE_{name}", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")
 def small_raw(tmp_path_factory):
-    """The raw NSD tree. Do not write into it: copy it first."""
+    """The raw NSD tree: one person, four sessions, 730 scenes. Do not write into it: copy it."""
     from mindeye2_lite import synthetic
 
-    folder = tmp_path_factory.mktemp("raw")
-    return synthetic.write_cohort(folder, scale=0.1, subjects=(1,), progress=False)
+    def make(folder):
+        synthetic.write_cohort(folder, scale=0.1, subjects=(1,), progress=False)
+
+    return once(tmp_path_factory, "small-raw", make)
 
 
 @pytest.fixture(scope="session")
@@ -19,9 +61,19 @@ def small_root(small_raw, tmp_path_factory):
     """The training layout of the same cohort, as `nsd.Subject` reads it."""
     from mindeye2_lite import nsd
 
-    return nsd.prepare(small_raw, tmp_path_factory.mktemp("prepared"), progress=False)
+    return once(
+        tmp_path_factory,
+        "small-root",
+        lambda folder: nsd.prepare(small_raw, folder, progress=False),
+    )
+
+
+def turn(path: Path) -> int:
+    """Files of the same number keep their order."""
+    if path.stem in NEED_ITS_MODELS:
+        return 3 + NEED_ITS_MODELS.index(path.stem)
+    return 0 if path.stem == TRAINS else 1 + (path.suffix == ".ipynb")
 
 
 def pytest_collection_modifyitems(items):
-    """First the notebook that trains the most: from an empty cache, others wait for its models."""
-    items.sort(key=lambda item: item.path.name != TRAINS_THE_MOST)
+    items.sort(key=lambda item: turn(item.path))

@@ -6,6 +6,7 @@ single modules say of bad input is tested beside them.
 
 import ast
 import errno
+import functools
 import os
 import re
 import resource
@@ -36,6 +37,12 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "load_or_train", trains)
     monkeypatch.setenv("MINDEYE2_LITE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def data(small_root, monkeypatch):
+    """A prepared cohort that the command line and the notebooks read."""
+    monkeypatch.setenv("MINDEYE2_LITE_DATA", str(small_root))
 
 
 @pytest.fixture
@@ -132,11 +139,11 @@ def test_a_session_that_does_not_exist_is_noticed_before_anything_is_trained(
 
 
 @pytest.mark.parametrize("images", [0, -3])
-def test_fewer_than_one_picture_is_refused(images, damaged, cache, complaint):
+def test_fewer_than_one_picture_is_refused(images, data, cache, complaint):
     assert f"images is {images}" in complaint("run", "--images", images)
 
 
-def test_a_subject_that_does_not_exist_is_told_who_there_is(damaged, cache, complaint):
+def test_a_subject_that_does_not_exist_is_told_who_there_is(data, cache, complaint):
     assert re.match(r"no subject 9 in .*: there are \[1\]", complaint("run", "--subject", 9))
     assert not files(cache)
 
@@ -246,6 +253,7 @@ def test_targets_that_do_not_fit_leave_nothing(small_root, cache):
 # -- notebook parameters --------------------------------------------------------------------------
 
 
+@functools.cache
 def parameters_and_setup(path: Path) -> tuple[str, str]:
     """The source of a notebook's parameters cell, and of the first cell of code after it."""
     cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
@@ -265,7 +273,7 @@ def every_parameter() -> list:
 
 @pytest.mark.parametrize(("path", "name"), every_parameter())
 def test_a_notebook_parameter_of_the_wrong_kind_stops_the_setup_cell_in_one_line(
-    path, name, cache, damaged
+    path, name, cache, data
 ):
     parameters, setup = parameters_and_setup(path)
     with pytest.raises(ValueError) as error:  # as papermill does it: -p NAME wrong

@@ -1,12 +1,14 @@
 """Every notebook is kept the way CONTRIBUTING.md says. Running them is nbval's job."""
 
 import ast
+import functools
 import re
 import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import NEED_ITS_MODELS, TRAINS
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -21,9 +23,15 @@ def path(request):
     return request.param
 
 
+@functools.cache  # checking a notebook's schema takes longer than any test here
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
 @pytest.fixture
 def notebook(path):
-    return nbformat.read(path, as_version=4)
+    """Read once for all tests: do not change it."""
+    return read(path)
 
 
 def tagged(notebook, tag):
@@ -53,6 +61,13 @@ def names(cell, kind):
 
 def test_they_are_numbered_in_reading_order_with_two_yet_to_come():
     assert [int(path.stem[:2]) for path in NOTEBOOKS] == [*range(11), 13]
+
+
+def test_make_test_knows_which_notebooks_need_the_models_that_another_trains():
+    asks = re.compile(r"pipeline\.tuned\(|load_or_train\(\s*\"pretrained\"")
+    code = {path.stem: "\n".join(c.source for c in code_cells(read(path))) for path in NOTEBOOKS}
+    found = {name for name, source in code.items() if asks.search(source)}
+    assert found == {TRAINS, *NEED_ITS_MODELS}, "give it its place in conftest.py"
 
 
 def test_carries_no_outputs(notebook):

@@ -451,8 +451,13 @@ def test_a_truncated_prepared_file_is_named(prepared):
     path.write_bytes(path.read_bytes()[:100_000])
     with pytest.raises(ValueError, match="subj01_fp32_renorm.hdf5 is cut short"):
         Subject(prepared, 1)
+
+
+def test_truncated_records_are_named(prepared):
     tar = prepared / "wds/subj01/train/3.tar"
     tar.write_bytes(tar.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"train/3\.tar is cut short"):
+        Subject(prepared, 1).train()
 
 
 def test_released_files_are_read_without_our_additions(prepared):

@@ -1,11 +1,12 @@
 """Voxels go in and every stage's pictures come out, in order, the same for the same seed."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
 
-from mindeye2_lite import encoders, nsd, pipeline, scenes
+from mindeye2_lite import encoders, metrics, nsd, pipeline, scenes
 from mindeye2_lite.config import Config
 from mindeye2_lite.model import MindEye2
 
@@ -90,6 +91,12 @@ def shuffled(out: pipeline.Reconstructions, seed: int) -> pipeline.Reconstructio
     return dataclasses.replace(out, **{name: getattr(out, name)[order] for name in brain})
 
 
+@pytest.fixture
+def coarse_pixels(monkeypatch):
+    """PixCorr and SSIM of 64 pixels instead of 425, where a test asks for neither."""
+    monkeypatch.setattr(metrics, "evaluate", functools.partial(metrics.evaluate, size=64))
+
+
 TWO_WAY = ("Alex(2)", "Alex(5)", "Incep", "CLIP")
 RETRIEVAL = ("image_to_brain", "brain_to_image")
 
@@ -104,7 +111,9 @@ def test_perfect_brains_score_far_above_chance(perfect):
         assert scores[name].better == "lower" and scores[name].high < scores[name].chance
 
 
-def test_shuffled_brains_score_at_chance_on_every_two_way_metric_and_on_retrieval(perfect):
+def test_shuffled_brains_score_at_chance_on_every_two_way_metric_and_on_retrieval(
+    perfect, coarse_pixels
+):
     runs = [pipeline.score(shuffled(perfect, seed), LITE) for seed in range(2)]
     for name in TWO_WAY:
         mean = sum(scores[name].value for scores in runs) / len(runs)
@@ -114,7 +123,7 @@ def test_shuffled_brains_score_at_chance_on_every_two_way_metric_and_on_retrieva
         assert found <= 7, (name, found)  # of 80, where 2 are expected: one chance in 1,000
 
 
-def test_an_untrained_model_finds_no_pictures(person):
+def test_an_untrained_model_finds_no_pictures(person, coarse_pixels):
     out = reconstruct(person, limit=None)
     assert len(out.seen) == len(person.test().image_ids)
     scores = pipeline.score(out, LITE)

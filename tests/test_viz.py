@@ -1,6 +1,7 @@
 """Figures come back as figures, keep their order, and nothing in them overlaps or is cut off."""
 
 import ast
+import functools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,9 +93,15 @@ FIGURES = {
 }
 
 
+@functools.cache
+def made(name: str) -> Figure:
+    """A figure that several tests look at: do not change it."""
+    return FIGURES[name]()
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_carries_its_note_clear_of_the_axes_and_cuts_off_no_text(name):
-    fig = FIGURES[name]()
+    fig = made(name)
     fig.canvas.draw()
     (note,) = [t for t in fig.findobj(matplotlib.text.Text) if NOTE in t.get_text()]
     drawn, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
@@ -106,7 +113,7 @@ def test_every_figure_carries_its_note_clear_of_the_axes_and_cuts_off_no_text(na
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_figure_is_wider_than_the_books_column_can_show(name):
-    assert FIGURES[name]().get_figwidth() <= 7.7
+    assert made(name).get_figwidth() <= 7.7
 
 
 def test_the_map_lights_the_stage_in_its_own_color_and_leaves_the_others_pale():
@@ -137,7 +144,7 @@ def test_every_stage_of_the_map_has_a_color():
 
 
 def test_the_grid_keeps_the_order_of_rows_and_puts_scores_under_the_last():
-    fig = _grid()
+    fig = made("grid")
     labels = [ax.get_ylabel() for ax in fig.axes if ax.get_ylabel()]
     assert labels == ["seen", "blurry", "reconstruction"]
     assert [ax.get_xlabel().split("\n")[0] for ax in fig.axes[-3:]] == [
@@ -149,7 +156,7 @@ def test_the_grid_keeps_the_order_of_rows_and_puts_scores_under_the_last():
 
 
 def test_score_panels_show_chance_the_interval_and_which_way_is_better():
-    fig = FIGURES["scores"]()
+    fig = made("scores")
     clip, eff = fig.axes[:2]
     assert (clip.get_title(loc="left"), eff.get_title(loc="left")) == ("CLIP ↑", "Eff ↓")
     assert any(line.get_xdata() == [0.5, 0.5] for line in clip.lines if len(line.get_xdata()) == 2)
