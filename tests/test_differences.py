@@ -67,6 +67,7 @@ def test_every_paragraph_on_a_quirk_has_its_row(section):
 def test_a_test_is_shown_as_the_sentence_that_its_name_is():
     sentence = imported("named_tests").sentence
     assert sentence("test_x.py::test_black_is_seen_as_gray") == "black is seen as gray"
+    assert sentence("test_x.py::test_the_model_s_mode") == "the model’s mode"
 
 
 # -- the blocks without effect ---------------------------------------------------------------------
@@ -114,7 +115,7 @@ def words(fig) -> list[str]:
 
 
 def assert_inside(fig) -> None:
-    fig.canvas.draw()
+    fig.draw_without_rendering()  # lays it out
     drawn, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
     assert drawn.x0 > -0.02 and drawn.x1 < width + 0.02, "text over the sides"
     assert drawn.y0 > -0.02 and drawn.y1 < height + 0.02, "text over the top or bottom"

@@ -8,6 +8,7 @@ that does not exist is a warning, and so a failed build.
 
 import ast
 import functools
+import re
 from pathlib import Path
 
 from docutils import nodes
@@ -29,7 +30,8 @@ def lines_of(file: Path) -> dict[str, int]:
 
 def sentence(test: str) -> str:
     """What a test of that name claims."""
-    return test.partition("::")[2].removeprefix("test_").replace("_", " ")
+    words = test.partition("::")[2].removeprefix("test_").replace("_", " ")
+    return re.sub(r" s\b", "’s", words)
 
 
 class NamedTest(SphinxRole):
@@ -44,7 +46,8 @@ class NamedTest(SphinxRole):
         base = self.config.html_theme_options["repository_url"]
         uri = f"{base}/blob/main/tests/{file}#L{lines.get(name, 1)}"
         told = f"tests/{self.text}"
-        return [nodes.reference("", sentence(self.text), refuri=uri, reftitle=told)], []
+        look = {"refuri": uri, "reftitle": told, "classes": ["test"]}
+        return [nodes.reference("", sentence(self.text), **look)], []
 
 
 def setup(app):
