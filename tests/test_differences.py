@@ -162,3 +162,8 @@ def test_chance_is_drawn_where_it_is():
     dashed = [c for c in fig.axes[0].collections if c.get_linestyles()[0][1] is not None]
     assert len(dashed) == 4
     assert all((c.get_segments()[0][:, 0] == 0.01).all() for c in dashed)
+
+
+def test_results_that_nobody_has_made_are_said_to_be_missing():
+    said = imported("compared").missing("results/departures.json").astext()
+    assert said == "Not run yet: there is no results/departures.json."
