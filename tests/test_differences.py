@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib.text
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "book" / "differences.md").read_text(encoding="utf-8")
@@ -102,8 +103,6 @@ def test_every_parameter_is_in_one_group(changes):
 
 
 def test_a_kick_leaves_no_trace_and_borrows_no_randomness(changes):
-    import torch
-
     before = torch.random.get_rng_state()
     again = imported("inert_blocks").changes("released")
     assert again == changes["released"]
