@@ -213,6 +213,26 @@ def test_a_manifest_becomes_one_row_per_file():
     assert row["name"] == "mini-frob" and results.shown(row["bytes"]) == "1,234,567"
 
 
+def test_a_difference_has_its_sign_and_interval_and_a_thing_beside_itself_has_none():
+    results = extension("results_table")
+    score = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 100, "chance": 0.01}
+    apart = {"value": -0.0123, "low": -0.03, "high": 1e-17}
+    same = dict.fromkeys(apart, 0.0)
+    found = {"one hour": {"ours": score | {"difference": same}, "other": score}}
+    found["one hour"]["other"] = score | {"difference": apart}
+    ours, other = results.records({"found": found})
+    assert ours["difference"] == "–" and other["difference"] == "−0.012 (−0.03 to 0)"
+
+
+def test_columns_can_be_called_otherwise():
+    results = extension("results_table")
+    columns, heads = results.wanted("name as measure, measure as way, value")
+    assert columns == ["name", "measure", "value"]
+    shown = results.table(columns, [dict.fromkeys(columns, "x")], heads)
+    assert [entry.astext() for entry in shown[0][-2][0]] == ["measure", "way", "value"]
+    assert results.wanted("") == ([], {})
+
+
 def test_the_plan_on_the_page_is_the_plan_of_the_command(monkeypatch):
     from mindeye2_lite import plan
     from mindeye2_lite.config import Config

@@ -37,6 +37,17 @@ def test_the_papers_sizes_are_those_of_the_released_checkpoints():
     assert paper.backbone == Config.lite().backbone == "released"
 
 
+def test_the_paper_profile_trains_with_the_released_batches():
+    paper = Config.paper()
+    assert (paper.batch, paper.pretrain_batch) == (24, 42)
+
+
+def test_lite_learns_faster_and_decodes_with_less_guidance():
+    lite, paper = Config.lite(), Config.paper()
+    assert lite.max_lr > paper.max_lr == 3e-4 and paper.epochs == 150
+    assert lite.guidance_scale < paper.guidance_scale == 5
+
+
 def test_heads_of_the_prior_fill_the_width_in_every_profile():
     for config in map(Config.of, PROFILES):
         assert config.dim % config.prior_dim_head == 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mindeye2_lite.prior import DiffusionPrior, RelativePositions
+from mindeye2_lite.prior import DiffusionPrior, LayerNorm, RelativePositions
 
 
 @pytest.fixture
@@ -113,6 +113,39 @@ def test_hidden_conditions_cannot_reach_the_loss(small):
     shown = [small.loss(x, image_tokens, generator=seeded(0), drop=0.0) for x in (a, b)]
     assert torch.equal(*hidden)
     assert not torch.equal(*shown)
+
+
+def test_the_loss_hides_conditions_also_where_nothing_is_trained(small):
+    tokens, image_tokens = torch.randn(2, 200, 4, 16)
+    assert not small.training
+    as_it_is, some, none = (
+        small.loss(tokens, image_tokens, generator=seeded(0), **how)
+        for how in ({}, {"drop": 0.2}, {"drop": 0.0})
+    )
+    assert torch.equal(as_it_is, some) and not torch.equal(as_it_is, none)
+
+
+def test_only_the_norm_after_attention_has_the_larger_eps(small):
+    named = dict(small.named_modules())
+    norms = {name: m.eps for name, m in named.items() if isinstance(m, LayerNorm)}
+    after_attention = {name for name, eps in norms.items() if eps == 1e-3}
+    assert after_attention == {name for name in norms if name.endswith(".to_out.1")}
+    assert len(after_attention) == 2 and {*norms.values()} == {1e-3, 1e-5}
+    narrow = torch.full((1, 16), 0.0).index_fill(1, torch.tensor([0]), 0.1)  # variance near eps
+    centered = narrow - narrow.mean()
+    name = after_attention.pop()
+    expected = centered / (narrow.var(correction=0) + 1e-3).sqrt() * named[name].g
+    torch.testing.assert_close(named[name](narrow), expected)
+
+
+def test_the_last_norm_divides_by_the_largest_number_and_its_sign(small):
+    by_maximum = [m for m in small.modules() if isinstance(m, LayerNorm) and m.by_maximum]
+    assert by_maximum == [small.net.causal_transformer.norm]
+    below_zero = -torch.rand(3, 16) - 0.5
+    plain = LayerNorm(16)
+    expected = plain(below_zero / below_zero.amax(-1, keepdim=True))
+    torch.testing.assert_close(by_maximum[0](below_zero), expected)
+    assert torch.equal(expected.sign(), -plain(below_zero).sign()), "the sign goes over"
 
 
 def test_gradients_flow_from_the_loss_into_the_condition(small):

@@ -31,6 +31,11 @@ def test_the_blend_is_three_quarters_refined():
     torch.testing.assert_close(blended, torch.full_like(blended, 0.75))
 
 
+def test_a_picture_is_made_smaller_by_picking_every_third_pixel():
+    picture = torch.rand(2, 3, 768, 768, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(refine._resized(picture, 256), picture[..., 1::3, 1::3])
+
+
 def test_without_a_blurry_picture_the_refined_one_stays():
     picture = torch.rand(1, 3, 64, 64)
     assert torch.equal(refine.blend(picture, None), picture)

@@ -313,6 +313,14 @@ def test_decay_falls_on_the_released_groups():
     assert not any("mixer_blocks1" in name or "freqs" in name for name in decayed | others)
 
 
+def test_the_terms_are_weighed_as_in_the_released_code():
+    weights = {"prior": 30, "contrastive": 1, "low_level": 0.5, "aux": 0.5 * 0.1}
+    one = torch.ones(())
+    assert {name: float(loop.total({name: one})) for name in weights} == pytest.approx(weights)
+    everything = dict.fromkeys(weights, one)
+    assert float(loop.total(everything)) == pytest.approx(sum(weights.values()))
+
+
 # -- what comes out -------------------------------------------------------------------------------
 
 
@@ -331,6 +339,18 @@ def test_looking_at_the_brain_leaves_the_model_s_mode_as_it_was():
     model = MindEye2.from_config(replace(TINY, low_level=False), {1: 20}).train()
     out, _ = train.brain_outputs(model, FakeSubject("root", 1).test(), 1)
     assert model.training and out.low_level is None
+
+
+def test_of_several_people_the_progress_bar_looks_at_the_first(monkeypatch):
+    looked_at = []
+
+    def look(model, subject, trials, targets):
+        looked_at.append((subject, trials.voxels.shape[1]))
+        return {}
+
+    monkeypatch.setattr(train, "_top1", look)
+    pretrain(replace(TINY, low_level=False))
+    assert set(looked_at) == {(2, VOXELS[2])}
 
 
 def test_retrieval_of_a_trained_model_beats_chance():

@@ -2,16 +2,19 @@
 
 No measured number in the book is typed. A file holds what one command found, and beside it where
 it comes from (command, commit, profile, seed, device, seconds). Three forms are known: `rows`, a
-list of records; `found`, by piece and by measure a value with its interval; and records by name, as
-in the manifest of the weights. Where there is no file yet, the page says so.
+list of records; `found`, by piece and by measure a value with its interval (and, where a piece is
+compared with another, the difference with its own); and records by name, as in the manifest of the
+weights. Where there is no file yet, the page says so.
 
     ```{results} results/miniatures
-    :columns: name, measure, value
+    :columns: name as network, measure, value
     ```
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from docutils import nodes
 from docutils.parsers.rst import directives
@@ -40,7 +43,18 @@ def _measured(name: str, measure: str, found: dict) -> dict:
     interval = f"{shown(found['low'])} to {shown(found['high'])}"
     chance = shown(found.get("chance")) or "–"
     row = {"name": name, "measure": measure, "value": value, "95% interval": interval}
-    return row | {"chance": chance, "n": found["n"]}
+    row |= {"chance": chance, "n": found["n"]}
+    return row | {"difference": difference(found["difference"])} if "difference" in found else row
+
+
+def difference(found: dict) -> str:
+    """A difference, sign first, with its interval; a dash for a thing beside itself."""
+    value, low, high = (_signed(found[key]) for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})" if {value, low, high} != {"0"} else "–"
+
+
+def _signed(number: float) -> str:
+    return f"{round(number, 3):+.3g}".replace("-", "−") if round(number, 3) else "0"
 
 
 def shown(value: object) -> str:
@@ -54,10 +68,13 @@ def shown(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def table(columns: list[str], rows: list[dict]) -> nodes.table:
-    """A docutils table with one head row."""
+def table(
+    columns: list[str], rows: list[dict], heads: Mapping[str, str] = MappingProxyType({})
+) -> nodes.table:
+    """A docutils table with one head row: the columns' names, or what `heads` calls them."""
     group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in columns), cols=len(columns))
-    group += nodes.thead("", _row([column.replace("_", " ") for column in columns]))
+    head = [heads.get(column, column).replace("_", " ") for column in columns]
+    group += nodes.thead("", _row(head))
     group += nodes.tbody(
         "", *(_row([shown(row.get(column)) for column in columns]) for row in rows)
     )
@@ -77,6 +94,17 @@ def _columns(rows: list[dict]) -> list[str]:
     return list(dict.fromkeys(plain))
 
 
+def wanted(option: str) -> tuple[list[str], dict[str, str]]:
+    """The columns of ":columns: name as way, value", and what they are called instead."""
+    pairs = [word.strip().partition(" as ") for word in option.split(",") if word.strip()]
+    return [key for key, *_ in pairs], {key: head for key, _, head in pairs if head}
+
+
+def missing(name: str) -> nodes.paragraph:
+    """What stands in the place of results that nobody has made yet."""
+    return nodes.paragraph("", "", nodes.emphasis("", f"Not run yet: there is no {name}."))
+
+
 class Results(SphinxDirective):
     """Put the rows of the file named in the argument, and their origin, on the page."""
 
@@ -89,17 +117,15 @@ class Results(SphinxDirective):
         path = Path(self.env.srcdir).parent / "mindeye2_lite" / name
         self.env.note_dependency(str(path))
         if not path.is_file():
-            return [
-                nodes.paragraph("", "", nodes.emphasis("", f"Not run yet: there is no {name}."))
-            ]
+            return [missing(name)]
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = records(content)
-        wanted = [word.strip() for word in self.options.get("columns", "").split(",")]
+        columns, heads = wanted(self.options.get("columns", ""))
         known = content if isinstance(content, dict) else {}
         said = [f"{key} {known[key]}" for key in ORIGIN if key in known]
         origin = nodes.literal("", ", ".join([name, *said]))  # literal: `--` stays two dashes
         caption = nodes.paragraph("", "", nodes.emphasis("", "From "), origin)
-        return [table(list(filter(None, wanted)) or _columns(rows), rows), caption]
+        return [table(columns or _columns(rows), rows, heads), caption]
 
 
 def setup(app):
