@@ -262,7 +262,7 @@ def _released(device: str, dtype: torch.dtype) -> Refiner:
         found = load(BASE, device)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"sdxl: no file {path}, and no SDXL base: get either with `mindeye2-lite fetch`, or "
+            f"sdxl: no file {path}, and no SDXL base: get the file with `mindeye2-lite fetch`, or "
             f"copy the repository {REPOSITORIES[BASE]} to {paths.assets(BASE)}"
         ) from error
     print(f"refinement by SDXL base: {CHECKPOINT}, which the released code used, is not here")
