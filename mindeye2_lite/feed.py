@@ -3,7 +3,7 @@
 voxels    (batch, voxels)   per subject, mixed in the first third of training
 targets   (batch, ...)      of all subjects' trials, end to end in the same order
 
-Targets of the real networks are 65 GB of float16 that stay in their file (`encoders.targets` maps
+Targets of the real networks are 60 GB of float16 that stay in their file (`encoders.targets` maps
 it): only the rows of a batch are read, moved to the device and made float32 there.
 """
 
