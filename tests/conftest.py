@@ -8,19 +8,20 @@ import pytest
 from filelock import FileLock
 
 # `make test` gives two processes whole files in this order (pytest-xdist's loadscope). From an
-# empty cache the first trains the models that half of the notebooks read. Meanwhile the second has
-# what needs none of them, then the one that asks for the model of all sessions alone: both train
-# at the same time and neither waits. The long ones come before the short: both end together.
-TRAINS = "07_one_hour_finetuning"
-NEED_ITS_MODELS = (
+# empty cache the first pretrains for minutes; meanwhile the second has what needs no model: the
+# tests and some notebooks. Then one of them fine-tunes on all sessions (04) and the other on one
+# (07), so that neither waits for the other. The long come before the short: both end together.
+PRETRAINS = "06_shared_subject_pretraining"
+NEED_ITS_MODEL = (
     "04_diffusion_prior",
+    "07_one_hour_finetuning",
     "10_metrics",
     "09_caption_refinement",
     "08_unclip_decoding",
     "05_low_level",
     "03_contrastive_retrieval",
-    "06_shared_subject_pretraining",
 )
+LAST = "01_nsd_loading"
 
 
 def once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
@@ -70,9 +71,11 @@ def small_root(small_raw, tmp_path_factory):
 
 def turn(path: Path) -> int:
     """Files of the same number keep their order."""
-    if path.stem in NEED_ITS_MODELS:
-        return 3 + NEED_ITS_MODELS.index(path.stem)
-    return 0 if path.stem == TRAINS else 1 + (path.suffix == ".ipynb")
+    if path.stem in (PRETRAINS, LAST):
+        return 0 if path.stem == PRETRAINS else 99
+    if path.stem in NEED_ITS_MODEL:
+        return 3 + NEED_ITS_MODEL.index(path.stem)
+    return 2 if path.suffix == ".ipynb" else 1
 
 
 def pytest_collection_modifyitems(items):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import NEED_ITS_MODELS, TRAINS
+from conftest import NEED_ITS_MODEL, PRETRAINS
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -23,7 +23,7 @@ def path(request):
     return request.param
 
 
-@functools.cache  # checking a notebook's schema takes longer than any test here
+@functools.cache
 def read(path):
     return nbformat.read(path, as_version=4)
 
@@ -63,11 +63,11 @@ def test_they_are_numbered_in_reading_order_with_two_yet_to_come():
     assert [int(path.stem[:2]) for path in NOTEBOOKS] == [*range(11), 13]
 
 
-def test_make_test_knows_which_notebooks_need_the_models_that_another_trains():
+def test_make_test_knows_which_notebooks_need_the_model_that_another_pretrains():
     asks = re.compile(r"pipeline\.tuned\(|load_or_train\(\s*\"pretrained\"")
     code = {path.stem: "\n".join(c.source for c in code_cells(read(path))) for path in NOTEBOOKS}
     found = {name for name, source in code.items() if asks.search(source)}
-    assert found == {TRAINS, *NEED_ITS_MODELS}, "give it its place in conftest.py"
+    assert found == {PRETRAINS, *NEED_ITS_MODEL}, "give it its place in conftest.py"
 
 
 def test_carries_no_outputs(notebook):

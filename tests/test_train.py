@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import pytest
 import torch
@@ -85,6 +85,12 @@ def pretrain(config: Config = TINY, **how) -> train.Run:
     return train.pretrain(config, "root", (2, 3), progress=False, **how)
 
 
+@cache
+def pretrained() -> MindEye2:
+    """What `pretrain()` gives, trained once: do not change it."""
+    return pretrain().model
+
+
 def fine_tune(config: Config = TINY, **how) -> train.Run:
     return train.fine_tune(config, "root", progress=False, **how)
 
@@ -155,7 +161,7 @@ def test_a_seed_gives_everything_and_borrows_no_global_randomness():
     torch.manual_seed(1)
     first = pretrain()
     assert torch.equal(torch.rand(1), expected)
-    assert same_weights(first.model, pretrain().model)
+    assert same_weights(first.model, pretrained())
     assert not same_weights(first.model, pretrain(seed=1).model)
 
 
@@ -168,9 +174,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_term(monkeypatch):
 
 
 def test_fine_tuning_starts_from_a_model_its_file_or_scratch(tmp_path):
-    pretrained = pretrain().model
-    path = pretrained.save(tmp_path / "pretrained.safetensors")
-    from_model, from_file = fine_tune(start=pretrained), fine_tune(start=path)
+    start = pretrained()
+    path = start.save(tmp_path / "pretrained.safetensors")
+    from_model, from_file = fine_tune(start=start), fine_tune(start=path)
     scratch = fine_tune(start=None)
     assert from_model.model.subjects == (1,)
     assert same_weights(from_model.model, from_file.model)
@@ -206,8 +212,7 @@ def test_what_was_trained_once_is_taken_and_anything_else_is_trained(tmp_path, c
 
 
 def test_load_or_train_fine_tunes_where_a_subject_is_named(tmp_path):
-    start = pretrain().model
-    how = {"subject": 1, "sessions": 1, "start": start, "progress": False}
+    how = {"subject": 1, "sessions": 1, "start": pretrained(), "progress": False}
     run = train.load_or_train("one-hour", TINY, tmp_path, **how)
     assert run.model.subjects == (1,)
     assert run.folder.parent == paths.runs("lite")
