@@ -99,7 +99,7 @@ class Staged:
         def make(model: MindEye2, rows: Tensor, _: torch.Generator) -> Part:
             out, _ids = train.brain_outputs(model, self.trials, self.subject)
             kept = {"tokens": out.tokens, "retrieval": out.retrieval, "low_level": out.low_level}
-            return {name: x[rows] for name, x in kept.items() if x is not None}
+            return {name: x[: len(rows)] for name, x in kept.items() if x is not None}
 
         return self._stage("brain", self._model, make, every=len(self.image_ids))
 
@@ -226,6 +226,8 @@ class Staged:
 
     def _stage(self, name: str, load: Callable[[], Any], make: Make, **how) -> Part:
         parts = self._parts(name, load, make, **how)
+        if len(parts) == 1:
+            return parts[0]  # up to 7 GB, not to be copied
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     def _parts(

@@ -94,20 +94,26 @@ def checkpoint_name(subject: int, sessions: int) -> str:
     return wanted
 
 
-def needed_first(config: Config, subject: int = 1) -> list[assets.Asset]:
-    """The real files without which nothing can begin: data and checkpoints of one subject."""
-    stages = ("data", "released")
-    found = assets.needed(config, (subject,), stages=stages)
+def needed_first(config: Config, subject: int = 1, sessions: int = 40) -> list[assets.Asset]:
+    """The real files without which nothing can begin: one subject's data and fine-tuned model.
+
+    These models were released at the paper's size only, whatever the config says.
+    """
+    full, stages = Config.paper(), ("data", "released")
+    config = replace(config, hidden=full.hidden, low_level=full.low_level)
+    found = assets.needed(config, (subject,), sessions=sessions, stages=stages)
     return [a for a in found if a.stage == "data" or "_pretrained_" in a.name]
 
 
-def where(config: Config, subject: int = 1, *, seed: int = 0, progress: bool = True) -> Where:
-    """The real files if data and checkpoints of that subject are there, else stand-ins; says which.
+def where(
+    config: Config, subject: int = 1, sessions: int = 40, *, seed: int = 0, progress: bool = True
+) -> Where:
+    """The real files if the subject's data and checkpoint are there, else stand-ins; says which.
 
     Further networks are looked for when they are used: a line names the file that is missing then.
     Stand-ins are made in the cache, from lite models that are kept or trained now.
     """
-    first = needed_first(config, subject)
+    first = needed_first(config, subject, sessions)
     if first and all(assets.state(asset) == "here" for asset in first):
         # The paper's judges are not built here: pixel scores and retrieval need none.
         real = replace(config, judges="none")
@@ -118,10 +124,8 @@ def where(config: Config, subject: int = 1, *, seed: int = 0, progress: bool = T
     lite = Config.lite()
     data = synthetic.open_cohort(lite, progress=progress)
     runs = {
-        sessions: pipeline.tuned(
-            lite, data, subject, None if sessions == 40 else sessions, seed=seed, progress=progress
-        )
-        for sessions in (1, 40)
+        n: pipeline.tuned(lite, data, subject, None if n == 40 else n, seed=seed, progress=progress)
+        for n in (1, 40)
     }
     made_of = [run.folder.name for run in runs.values()] + sorted(
         entry["sha256"] for entry in encoders.manifest().values()

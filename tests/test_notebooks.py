@@ -171,3 +171,16 @@ def test_claims_what_can_be_seen(notebook):
 def test_writes_nothing_beside_itself(notebook):
     for cell in code_cells(notebook):
         assert not re.search(r"savefig\(|\.to_csv\(|open\([^)]*[\"']w", cell.source), cell.id
+
+
+def test_where_files_may_be_stand_ins_every_output_says_which():
+    notebook = nbformat.read(ROOT / "notebooks" / "13_real_nsd.ipynb", as_version=4)
+    answers = [cell for tag in ("exercise", "solution") for cell in tagged(notebook, tag)]
+    silent = []
+    for cell in code_cells(notebook):
+        tree = syntax(cell).body
+        shows = isinstance(tree[-1], ast.Expr) or {"print", "viz"} & names(cell, ast.Load)
+        says = re.search(r"here\.say\(\)|stand_ins\.where\(", cell.source)
+        if shows and cell not in answers and not says:
+            silent.append(cell.id)
+    assert silent == []

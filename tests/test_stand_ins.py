@@ -156,5 +156,15 @@ def test_one_missing_file_is_enough_for_stand_ins(trained, monkeypatch):
     assert not stand_ins.where(Config.paper(), 1).real
 
 
-def test_small_profiles_never_ask_for_real_files(trained):
+def test_a_checkpoint_of_other_sessions_is_not_missed(trained, monkeypatch):
+    monkeypatch.setattr(
+        assets, "state", lambda asset: "missing" if "_1sess_" in asset.name else "here"
+    )
+    assert stand_ins.where(Config.paper(), 1, sessions=40).real
+    assert not stand_ins.where(Config.paper(), 1, sessions=1).real
+    assert not stand_ins.where(Config.colab(), 1, sessions=1).real, "of the same, larger file"
+
+
+def test_small_profiles_never_ask_for_real_files(trained, monkeypatch):
+    monkeypatch.setattr(assets, "state", lambda asset: "here")
     assert not stand_ins.where(Config.lite(), 1).real
