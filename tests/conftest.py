@@ -19,6 +19,7 @@ NEED_ITS_MODEL = (
     "09_caption_refinement",
     "08_unclip_decoding",
     "05_low_level",
+    "13_real_nsd",
     "03_contrastive_retrieval",
 )
 LAST = "01_nsd_loading"
