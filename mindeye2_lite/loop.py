@@ -221,8 +221,8 @@ class Trainer:
         return self.history
 
     def trained(self) -> MindEye2:
-        """The model in one piece (under FSDP: on the main process)."""
-        return self.pieces.whole(self.model) if self.pieces else self.model
+        """The model in one piece on the CPU, as a file would give it (FSDP: on the main process)."""
+        return self.pieces.whole(self.model) if self.pieces else self.model.cpu()
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step; the loss and its terms as numbers."""

@@ -205,6 +205,13 @@ def test_what_was_trained_once_is_taken_and_anything_else_is_trained(tmp_path, c
     assert len(keys) == 4
 
 
+def test_a_model_just_trained_is_on_the_cpu_as_a_kept_one_is(monkeypatch):
+    moved = []
+    monkeypatch.setattr(MindEye2, "cpu", lambda self: moved.append("cpu") or self)
+    after = len(fine_tune(replace(TINY, max_steps=4)).history["steps"])
+    assert (moved, after) == (["cpu"], 4)
+
+
 def test_load_or_train_fine_tunes_where_a_subject_is_named(tmp_path):
     start = pretrain().model
     how = {"subject": 1, "sessions": 1, "start": start, "progress": False}
