@@ -154,24 +154,29 @@ class Pieces:
         """Give every process its piece of what `state` returned."""
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
+        # Weights in several places (the prior's rotary angles) are cut up under their first name
+        # only; under another, torch would mix a whole tensor with pieces.
+        both = (*self.objective.named_parameters(), *self.objective.named_buffers())
         set_state_dict(
             self.objective,
             self.optimizer,
-            model_state_dict=model,
+            model_state_dict={name: model[name] for name, _ in both},
             optim_state_dict=optimizer,
-            options=self._options(),
+            options=self._options(strict=False),
         )
 
     def whole(self, like: MindEye2) -> MindEye2:
         """The model in one piece on rank 0's CPU; elsewhere the pieces as they are."""
-        state, _ = self.state()
+        from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+        state = get_model_state_dict(self.objective, options=self._options())
         if not state:
             return like
         state = {key.removeprefix("model."): value for key, value in state.items()}
         return MindEye2.from_released(state, subjects=like.subjects)
 
     @staticmethod
-    def _options():
+    def _options(**more: Any):
         from torch.distributed.checkpoint.state_dict import StateDictOptions
 
-        return StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return StateDictOptions(full_state_dict=True, cpu_offload=True, **more)

@@ -221,7 +221,7 @@ class Trainer:
         return self.history
 
     def trained(self) -> MindEye2:
-        """The model in one piece on the CPU, as a file would give it (FSDP: on the main process)."""
+        """The model in one piece on the CPU, as a kept one is (FSDP: on the main process)."""
         return self.pieces.whole(self.model) if self.pieces else self.model.cpu()
 
     def step(self, step: int) -> dict[str, float]:

@@ -22,7 +22,8 @@ import test_train as cohort  # noqa: E402
 from mindeye2_lite import train  # noqa: E402
 from mindeye2_lite.hardware import UNITS, Hardware, Pieces  # noqa: E402
 
-TINY = replace(cohort.TINY, epochs=20, max_steps=20, max_lr=3e-4)
+# Two layers, so that they share weights (the rotary angles) as those of full size do.
+TINY = replace(cohort.TINY, epochs=20, max_steps=20, max_lr=3e-4, prior_depth=2)
 RUNS = {"pretrain": cohort.pretrain, "fine_tune": cohort.fine_tune}
 
 
