@@ -79,9 +79,9 @@ def test_a_run_killed_at_step_15_ends_with_the_same_weights(tmp_path):
 
 @pytest.mark.parametrize("run", [pretrain, fine_tune], ids=["seven people", "one person"])
 def test_micro_batches_give_the_losses_of_the_whole_batch(run):
-    # Rounding grows from step to step, above all in the L1 term; with this seed the least.
-    whole = run(SMALL, seed=1).history["steps"]
-    cut = run(SMALL, seed=1, hardware=Hardware(accumulate=3)).history["steps"]
+    slow = replace(SMALL, max_lr=1e-4)  # rounding grows with the learning rate
+    whole = run(slow).history["steps"]
+    cut = run(slow, hardware=Hardware(accumulate=3)).history["steps"]
     assert_same_losses(cut, whole)
 
 
