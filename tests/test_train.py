@@ -149,6 +149,34 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         pretrain(folder=tmp_path, seed=1)
 
 
+def test_a_stopped_run_goes_on_from_the_same_start_and_data_only(tmp_path):
+    root, folder = tmp_path / "data", tmp_path / "run"
+    root.mkdir()
+    with pytest.raises(Killed):
+        train.fine_tune(TINY, root, folder=folder, checkpoint_every=5, callback=killed_at(7))
+    start = MindEye2.from_config(TINY, {2: 24})
+    for other in ({"start": start}, {"start": start.save(tmp_path / "start.safetensors")}):
+        with pytest.raises(ValueError, match="^[^\n]*last.pt belongs to a run with other settings"):
+            train.fine_tune(TINY, root, folder=folder, **other)
+    (root / "betas.hdf5").write_bytes(b"other data")
+    with pytest.raises(ValueError, match="^[^\n]*last.pt belongs to a run with other settings"):
+        train.fine_tune(TINY, root, folder=folder)
+
+
+def test_what_is_trained_already_is_said_and_never_written_over(tmp_path, capsys):
+    first = fine_tune(folder=tmp_path)
+    again = fine_tune(folder=tmp_path, callback=killed_at(0))
+    assert capsys.readouterr().out == f"already trained: {tmp_path}\n"
+    assert same_weights(first.model, again.model) and first.history == again.history
+    start = MindEye2.from_config(TINY, {2: 24})
+    for other in ({"start": start}, {"seed": 1}, {"normalize": "none"}, {"partners": "released"}):
+        with pytest.raises(ValueError, match="^[^\n]* keeps a model [^\n]*give another folder"):
+            fine_tune(folder=tmp_path, **other)
+    with pytest.raises(ValueError, match="^[^\n]* keeps a model [^\n]*give another folder"):
+        pretrain(folder=tmp_path)
+    assert same_weights(first.model, MindEye2.from_released(tmp_path / "model.safetensors"))
+
+
 def test_a_seed_gives_everything_and_borrows_no_global_randomness():
     torch.manual_seed(1)
     expected = torch.rand(1)
@@ -210,6 +238,12 @@ def test_a_model_just_trained_is_on_the_cpu_as_a_kept_one_is(monkeypatch):
     monkeypatch.setattr(MindEye2, "cpu", lambda self: moved.append("cpu") or self)
     after = len(fine_tune(replace(TINY, max_steps=4)).history["steps"])
     assert (moved, after) == (["cpu"], 4)
+
+
+def test_load_or_train_is_refused_where_several_processes_were_started(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="^load_or_train is for one process[^\n]*$"):
+        train.load_or_train("pretrained", TINY, tmp_path, subjects=(2, 3), progress=False)
 
 
 def test_load_or_train_fine_tunes_where_a_subject_is_named(tmp_path):
