@@ -9,16 +9,19 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from mindeye2_lite.model import MindEye2
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+PATIENCE = timedelta(hours=24)  # others wait while one computes targets or writes a checkpoint
 UNITS = ("SharedSubjectRidge", "Backbone", "PriorNetwork")  # FSDP puts one together at a time
 
 
@@ -53,14 +56,17 @@ class Hardware:
 def accelerator(hardware: Hardware) -> Accelerator:
     """accelerate, in the precision asked for, the launcher's, or the best that there is.
 
-    ValueError where a launcher started several processes and accelerate knows of one only.
+    ValueError where a launcher started several processes and accelerate knows of one only, or where
+    these change to another precision.
     """
     started = int(os.environ.get("WORLD_SIZE", 1))
     # Without this, processes on CPUs would each train alone and write over each other's files.
     cpu = started > 1 and not torch.accelerator.is_available()
     view = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy
     precision = mixed_precision(hardware)
-    made = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[view])
+    _make_way(precision, started)
+    handlers = [view, InitProcessGroupKwargs(timeout=PATIENCE)]
+    made = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers)
     if made.num_processes != started:
         raise ValueError(
             f"{started} processes were started, but accelerate sees {made.num_processes}: launch "
@@ -69,13 +75,25 @@ def accelerator(hardware: Hardware) -> Accelerator:
     return made
 
 
-def mixed_precision(hardware: Hardware) -> str | None:
-    """accelerate's word for the precision; None leaves it to the launcher's configuration."""
+def _make_way(precision: str, processes: int) -> None:
+    """accelerate has one precision per Python process: where it is another, forget that."""
+    before = AcceleratorState._shared_state.get("_mixed_precision", precision)
+    if before == precision:
+        return
+    if processes > 1:
+        raise ValueError(
+            f"these processes have trained with precision {before!r} and cannot change to "
+            f"{precision!r}: start them anew"
+        )
+    AcceleratorState._reset_state()
+
+
+def mixed_precision(hardware: Hardware) -> str:
+    """accelerate's word for the precision asked for, the launcher's, or the best that there is."""
     if hardware.precision is not None:
         return {"fp32": "no"}.get(hardware.precision, hardware.precision)
-    if "ACCELERATE_MIXED_PRECISION" in os.environ:
-        return None
-    return "bf16" if computes_bf16() else "no"
+    best = "bf16" if computes_bf16() else "no"
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", best).lower()
 
 
 def computes_bf16() -> bool:

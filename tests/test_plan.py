@@ -181,3 +181,4 @@ def test_there_is_a_configuration_for_every_shape_and_a_slurm_script():
     }  # fmt: skip
     script = (CONFIGS / "slurm.sh").read_text()
     assert "several_nodes.yaml" in script and "mindeye2_lite.cli train" in script
+    assert "All nodes must share the cache folder" in script

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import types
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import train_worker
+from accelerate import Accelerator
 from test_train import CPU, TINY, VOXELS, FakeSubject, FakeTargets, cohort, fine_tune, pretrain
 
 from mindeye2_lite import hardware, loop, train
@@ -159,8 +161,29 @@ def test_precision_is_the_one_asked_for_or_the_launchers_or_the_best(monkeypatch
     for able, word in ((True, "bf16"), (False, "no")):
         monkeypatch.setattr(hardware, "computes_bf16", lambda able=able: able)
         assert hardware.mixed_precision(Hardware()) == word
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert hardware.mixed_precision(Hardware()) is None
+    for word in ("no", "fp16"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", word)
+        assert hardware.mixed_precision(Hardware()) == word
+
+
+def test_one_process_trains_in_one_precision_after_the_other_and_several_do_not(monkeypatch):
+    for precision, word in (("fp32", "no"), ("bf16", "bf16"), ("fp32", "no")):
+        assert hardware.accelerator(Hardware(precision)).mixed_precision == word
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="^these processes have trained with precision 'no'"):
+        hardware.accelerator(Hardware("bf16"))
+
+
+def test_processes_wait_a_day_for_the_one_that_computes_targets(monkeypatch):
+    class Noted(Accelerator):
+        def __init__(self, kwargs_handlers, **how):
+            waits.extend(getattr(handler, "timeout", None) for handler in kwargs_handlers)
+            super().__init__(kwargs_handlers=kwargs_handlers, **how)
+
+    waits = []
+    monkeypatch.setattr(hardware, "Accelerator", Noted)
+    hardware.accelerator(Hardware())
+    assert timedelta(days=1) in waits
 
 
 def test_eight_bit_states_without_their_package_cost_one_line(monkeypatch):
