@@ -48,22 +48,28 @@ class Hardware:
             raise ValueError(f"accumulate must be 1 or more micro-batches, got {self.accumulate}")
 
     def outcome(self) -> tuple[Any, ...] | None:
-        """What of it changes the weights that come out; None where that is nothing."""
-        changed = (self.precision, self.eight_bit)
+        """What of it changes the weights that come out; None where that is nothing.
+
+        The precision is the one that training has here, whoever chose it.
+        """
+        precision = mixed_precision(self)
+        changed = (None if precision == "no" else precision, self.eight_bit)
         return None if changed == (None, False) else changed
 
 
 def accelerator(hardware: Hardware) -> Accelerator:
     """accelerate, in the precision asked for, the launcher's, or the best that there is.
 
-    ValueError where a launcher started several processes and accelerate knows of one only, or where
-    these change to another precision.
+    ValueError where a launcher started several processes and accelerate knows of one only, where
+    these change to another precision, or for bf16 on a GPU that does not compute in it.
     """
     started = int(os.environ.get("WORLD_SIZE", 1))
     # Without this, processes on CPUs would each train alone and write over each other's files.
     cpu = started > 1 and not torch.accelerator.is_available()
     view = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy
     precision = mixed_precision(hardware)
+    if precision == "bf16" and torch.cuda.is_available() and not computes_bf16():
+        raise ValueError("this GPU does not compute in bf16: take --precision fp32, or fp16")
     _make_way(precision, started)
     handlers = [view, InitProcessGroupKwargs(timeout=PATIENCE)]
     made = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=handlers)

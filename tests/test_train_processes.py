@@ -214,6 +214,22 @@ def test_only_what_changes_the_outcome_changes_the_name_of_a_run(tmp_path):
     assert len(other | {key()}) == 3
 
 
+def test_a_run_is_named_by_the_precision_that_it_has_and_not_by_who_chose_it(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    assert Hardware().outcome() is Hardware("fp32").outcome() is None  # on a CPU
+    monkeypatch.setattr(hardware, "computes_bf16", lambda: True)
+    assert Hardware().outcome() == Hardware("bf16").outcome() == ("bf16", False)
+    assert Hardware("fp32").outcome() is None
+    assert Hardware("fp32", eight_bit=True).outcome() == (None, True)
+
+
+def test_bf16_on_a_gpu_that_does_not_compute_in_it_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    with pytest.raises(ValueError, match="^this GPU does not compute in bf16[^\n]*$"):
+        hardware.accelerator(Hardware("bf16"))
+
+
 def test_frozen_mixers_are_not_in_the_optimizer_and_get_no_gradient():
     model = MindEye2.from_config(TINY, {1: 20})
     trained = {p for group in loop.parameter_groups(model) for p in group["params"]}
