@@ -64,6 +64,7 @@ class Planned:
     """What `plan` found: parameters by part, needs from the plainest to the most saving, disk."""
 
     config: Config
+    who: str  # the options of `mindeye2-lite train` that say on whom
     subjects: Mapping[int, int]  # their voxels
     batch: int
     steps: int
@@ -106,6 +107,7 @@ def plan(
     trials = config.trials_per_session * max(visits.values())
     return Planned(
         config,
+        _who(subject, sessions, pretrain),
         subjects,
         whole,
         Plan.of(config, trials, whole).steps,
@@ -142,6 +144,12 @@ def _subjects(subject: int, pretrain: bool) -> dict[int, int]:
     if not pretrain:
         return {subject: assets.VOXELS[subject]}
     return {s: voxels for s, voxels in assets.VOXELS.items() if s != subject}
+
+
+def _who(subject: int, sessions: int | None, pretrain: bool) -> str:
+    words = [f"--subject {subject}"]
+    words += ["--pretrain"] if pretrain else []
+    return " ".join(words + ([] if pretrain or sessions is None else [f"--sessions {sessions}"]))
 
 
 # ---- memory ------------------------------------------------------------------------------------
@@ -287,7 +295,7 @@ def verdict(planned: Planned) -> str:
 def command(planned: Planned, need: Need) -> str:
     """What to type to train like this."""
     hardware = need.hardware
-    words = ["mindeye2-lite train", f"--profile {planned.config.profile}"]
+    words = ["mindeye2-lite train", f"--profile {planned.config.profile}", planned.who]
     words += [f"--precision {hardware.precision}"]
     words += [f"--accumulate {hardware.accumulate}"] * (hardware.accumulate > 1)
     words += ["--checkpointing"] * hardware.checkpointing + ["--eight-bit"] * hardware.eight_bit

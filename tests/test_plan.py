@@ -147,6 +147,19 @@ def test_the_command_that_is_named_can_be_typed(planned):
         assert options.accumulate == need.hardware.accumulate
         assert options.checkpointing == need.hardware.checkpointing
         assert options.eight_bit == need.hardware.eight_bit
+        assert (options.subject, options.sessions, options.pretrain) == (1, 2, False)
+
+
+def test_the_command_names_those_that_were_planned_for(planned):
+    for who, expected in (
+        ((3, None, False), (3, None, False)),
+        ((3, 2, False), (3, 2, False)),
+        ((2, None, True), (2, None, True)),
+        ((2, 1, True), (2, None, True)),  # pretraining takes all sessions
+    ):
+        line = plan.command(replace(planned, who=plan._who(*who)), planned.needs[0])
+        options = cli.parser().parse_args(line.split()[1:])
+        assert (options.subject, options.sessions, options.pretrain) == expected
 
 
 @pytest.mark.parametrize("line", ["--subject 9", "--sessions 41", "--gpu-gb 0"])
