@@ -78,7 +78,20 @@ def accelerator(hardware: Hardware) -> Accelerator:
             f"{started} processes were started, but accelerate sees {made.num_processes}: launch "
             "with torchrun, or with accelerate launch and a file of configs/accelerate"
         )
+    if made.is_fsdp2:
+        precision_by_autocast(made.state.fsdp_plugin)
     return made
+
+
+def precision_by_autocast(fsdp: Any) -> None:
+    """Pieces stay in float32, and half precision is left to autocast, as on one GPU.
+
+    accelerate's own policy casts weights, activations, losses and gradients alike, norms and the
+    prior's times among them. Ours sends twice the bytes between GPUs.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    fsdp.mixed_precision_policy = MixedPrecisionPolicy()
 
 
 def _make_way(precision: str, processes: int) -> None:
@@ -153,8 +166,7 @@ def _again(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class Pieces:
     """A model that FSDP 2 has cut up over the processes: its state as if it were whole.
 
-    Read from and written to all processes at once; rank 0 alone gets the whole. In bf16 FSDP rounds
-    what goes into the loss, too, which autocast does not.
+    Read from and written to all processes at once; rank 0 alone gets the whole.
     """
 
     def __init__(self, objective: nn.Module, optimizer: torch.optim.Optimizer):

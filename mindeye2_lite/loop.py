@@ -234,7 +234,7 @@ class Trainer:
         found = []
         for number, batch in enumerate(batches, 1):
             with self._sync(number == cut):
-                terms = self.objective(batch, temperature, self._draws(step), others)
+                terms = self._terms(batch, temperature, self._draws(step), others)
                 # The gradient is the mean over processes. A part's contrastive terms are the
                 # whole batch's, with the gradient of its own rows: they count in full.
                 own = parts.weigh(terms, batch.part, CONTRASTIVE, parts=1)
@@ -249,6 +249,11 @@ class Trainer:
         if not self.accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
         return numbers
+
+    def _terms(self, *args: Any) -> dict[str, Tensor]:
+        """What the objective returns. In pieces, accelerate puts no autocast around it: we do."""
+        with self.accelerator.autocast() if self.pieces else nullcontext():
+            return self.objective(*args)
 
     def _draws(self, step: int) -> torch.Generator:
         """Where the noise of this step comes from; dropout's generator is set back, too."""
@@ -266,7 +271,7 @@ class Trainer:
         seen = []
         for batch in batches:
             self._draws(step)
-            seen.append(self.objective(batch, None, None))
+            seen.append(self._terms(batch, None, None))
         return parts.add_up(seen, self.accelerator.num_processes)
 
     def _record(self, step: int, numbers: dict[str, float], bar: tqdm) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import train_worker
-from accelerate import Accelerator
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from test_train import CPU, TINY, VOXELS, FakeSubject, FakeTargets, cohort, fine_tune, pretrain
 
 from mindeye2_lite import hardware, loop, train
@@ -139,6 +140,46 @@ def test_parts_of_two_processes_make_up_one_whole_batch(feed):
         own = rows[(rows >= first) & (rows < first + 10)] - first
         assert torch.equal(torch.cat([p.voxels[s] for p in parts]), whole.voxels[s][own])
     assert all(torch.equal(p.mix.partner, whole.mix.partner) for p in parts)
+
+
+@pytest.fixture
+def in_pieces(monkeypatch):
+    """One process, and FSDP all the same."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr(Accelerator, "prepare", train_worker.in_pieces)
+    yield
+    dist.destroy_process_group()
+
+
+def test_pieces_compute_in_half_precision_as_one_gpu_does(request):
+    few = replace(SMALL, max_steps=4, epochs=4)
+    plain, whole = (fine_tune(few, hardware=Hardware(p)).history["steps"] for p in ("fp32", "bf16"))
+    request.getfixturevalue("in_pieces")
+    pieces, cut = (
+        fine_tune(few, hardware=Hardware("bf16", accumulate=n)).history["steps"] for n in (1, 2)
+    )
+    assert pieces == whole != plain
+    assert cut[0] == pytest.approx(whole[0], rel=1e-5)
+
+
+def test_accelerate_is_kept_from_casting_pieces(monkeypatch):
+    class Cut(Accelerator):
+        is_fsdp2, num_processes = True, 1
+        state = types.SimpleNamespace(fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2))
+
+        def __init__(self, **how):
+            self.state.fsdp_plugin.set_mixed_precision("bf16")
+
+    monkeypatch.setattr(hardware, "Accelerator", Cut)
+    policy = hardware.accelerator(Hardware("bf16")).state.fsdp_plugin.mixed_precision_policy
+    assert policy.param_dtype is policy.reduce_dtype is policy.output_dtype is None
+
+
+def test_a_part_takes_its_place_among_others_of_another_precision():
+    part = loop.Part(torch.tensor([1]), 2, 1, {})
+    own = {"brain": torch.ones(1, 3)}
+    among = part.among({"brain": torch.zeros(2, 3, dtype=torch.bfloat16)}, own)["brain"]
+    assert among.dtype == torch.float32 and torch.equal(among.sum(1), torch.tensor([0.0, 3.0]))
 
 
 def test_more_micro_batches_than_trials_are_refused_in_one_line(feed):
