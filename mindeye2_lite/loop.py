@@ -313,6 +313,8 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "history": json.dumps(self.history),
         }
+        if self.accelerator.scaler is not None:  # fp16: the scale that gradients have by now
+            state["scaler"] = self.accelerator.scaler.state_dict()
         with paths.write_beside(self._last) as beside:
             torch.save(state, beside)
 
@@ -324,8 +326,9 @@ class Trainer:
     def _resume(self) -> int:
         if self._last is None or not self._last.exists():
             return 0
-        # In pieces, every process reads the same large file: mapped, it is in memory once.
-        mapped = self.pieces is not None
+        # Every process reads the same large file: mapped, it is in memory once. On a CPU, what is
+        # loaded may be what trains from then on.
+        mapped = self.pieces is not None or self.accelerator.device.type != "cpu"
         state = torch.load(self._last, map_location="cpu", weights_only=True, mmap=mapped)
         if state["how"] != self.how:
             raise ValueError(
@@ -338,6 +341,8 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        if self.accelerator.scaler is not None and "scaler" in state:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         self.history = json.loads(state["history"])
         return state["step"]
 

@@ -3,9 +3,11 @@
 import json
 from dataclasses import replace
 from functools import cached_property
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from mindeye2_lite import loop, paths, train
 from mindeye2_lite.config import Config
@@ -140,6 +142,43 @@ def test_a_killed_run_goes_on_to_the_last_bit(tmp_path):
         "history.json",
         "model.safetensors",
     ]
+
+
+# accelerate puts a scaled step in the place of the optimizer's own.
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step:UserWarning")
+def test_the_scale_of_fp16_gradients_goes_on_where_it_was(tmp_path, monkeypatch):
+    scaler = None
+
+    def with_scaler(hardware):
+        nonlocal scaler
+        made = Accelerator()
+        made.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+        return made
+
+    monkeypatch.setattr(train, "accelerator", with_scaler)
+    pretrain(folder=tmp_path / "whole")
+    expected = scaler.get_scale()
+    with pytest.raises(Killed):
+        pretrain(folder=tmp_path / "killed", checkpoint_every=5, callback=killed_at(7))
+    pretrain(folder=tmp_path / "killed", checkpoint_every=5)
+    assert scaler.get_scale() == expected == 4.0 * 2**6
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_checkpoint_is_mapped_where_training_copies_it_to_a_gpu(tmp_path, monkeypatch, device):
+    def load(path, **how):
+        assert how["mmap"] == (device == "cuda")
+        raise Killed
+
+    (tmp_path / "last.pt").touch()
+    monkeypatch.setattr(torch, "load", load)
+    stopped = SimpleNamespace(
+        _last=tmp_path / "last.pt",
+        pieces=None,
+        accelerator=SimpleNamespace(device=torch.device(device)),
+    )
+    with pytest.raises(Killed):
+        loop.Trainer._resume(stopped)
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
