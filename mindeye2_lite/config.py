@@ -83,7 +83,10 @@ class Config:
 
     @classmethod
     def colab(cls) -> "Config":
-        """Real NSD on one 16 GB GPU: the released 1024-wide model without a low-level head."""
+        """Real NSD on one 16 GB GPU: the released 1024-wide model without a low-level head.
+
+        150 epochs, as everywhere. Official: that model was pretrained for 300.
+        """
         return cls(profile="colab", hidden=1024, low_level=False)
 
     @classmethod

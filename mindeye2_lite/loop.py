@@ -221,8 +221,8 @@ class Trainer:
         return self.history
 
     def trained(self) -> MindEye2:
-        """The model in one piece (under FSDP: on the main process)."""
-        return self.pieces.whole(self.model) if self.pieces else self.model
+        """The model in one piece on the CPU, as a kept one is (FSDP: on the main process)."""
+        return self.pieces.whole(self.model) if self.pieces else self.model.cpu()
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step; the loss and its terms as numbers."""
@@ -234,7 +234,7 @@ class Trainer:
         found = []
         for number, batch in enumerate(batches, 1):
             with self._sync(number == cut):
-                terms = self.objective(batch, temperature, self._draws(step), others)
+                terms = self._terms(batch, temperature, self._draws(step), others)
                 # The gradient is the mean over processes. A part's contrastive terms are the
                 # whole batch's, with the gradient of its own rows: they count in full.
                 own = parts.weigh(terms, batch.part, CONTRASTIVE, parts=1)
@@ -249,6 +249,11 @@ class Trainer:
         if not self.accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
         return numbers
+
+    def _terms(self, *args: Any) -> dict[str, Tensor]:
+        """What the objective returns. In pieces, accelerate puts no autocast around it: we do."""
+        with self.accelerator.autocast() if self.pieces else nullcontext():
+            return self.objective(*args)
 
     def _draws(self, step: int) -> torch.Generator:
         """Where the noise of this step comes from; dropout's generator is set back, too."""
@@ -266,7 +271,7 @@ class Trainer:
         seen = []
         for batch in batches:
             self._draws(step)
-            seen.append(self.objective(batch, None, None))
+            seen.append(self._terms(batch, None, None))
         return parts.add_up(seen, self.accelerator.num_processes)
 
     def _record(self, step: int, numbers: dict[str, float], bar: tqdm) -> None:
@@ -308,6 +313,8 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "history": json.dumps(self.history),
         }
+        if self.accelerator.scaler is not None:  # fp16: the scale that gradients have by now
+            state["scaler"] = self.accelerator.scaler.state_dict()
         with paths.write_beside(self._last) as beside:
             torch.save(state, beside)
 
@@ -319,8 +326,9 @@ class Trainer:
     def _resume(self) -> int:
         if self._last is None or not self._last.exists():
             return 0
-        # In pieces, every process reads the same large file: mapped, it is in memory once.
-        mapped = self.pieces is not None
+        # Every process reads the same large file: mapped, it is in memory once. On a CPU, what is
+        # loaded may be what trains from then on.
+        mapped = self.pieces is not None or self.accelerator.device.type != "cpu"
         state = torch.load(self._last, map_location="cpu", weights_only=True, mmap=mapped)
         if state["how"] != self.how:
             raise ValueError(
@@ -333,6 +341,8 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        if self.accelerator.scaler is not None and "scaler" in state:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         self.history = json.loads(state["history"])
         return state["step"]
 

@@ -40,7 +40,7 @@ class Part(NamedTuple):
         self, others: Mapping[str, Tensor], values: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """(whole, …): own values, with their gradient, between those of the others."""
-        return {name: others[name].index_copy(0, self.rows, x) for name, x in values.items()}
+        return {n: others[n].to(x.dtype).index_copy(0, self.rows, x) for n, x in values.items()}
 
 
 def rows_of(subjects: int, each: int, *, rank: int, world: int, cut: int) -> list[Tensor]:

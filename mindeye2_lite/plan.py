@@ -27,6 +27,8 @@ NOT_MEASURED = "computed from shapes, not yet measured on a GPU"
 CARDS = (16, 24, 40, 80)  # GB
 OVERHEAD = 1.0  # GB for CUDA's own context and the gaps between tensors: a choice
 BLOCK, SMALL = 256, 4096  # bitsandbytes: one scale per block; smaller tensors stay in float32
+GPUS = 8  # in one node
+MATRICES = 7  # of (places, places) in float32 that the low-level contrastive term has at its peak
 TARGETS = "image tokens and latents, float16"
 NEW_IMAGES = 9000  # at most so many that a subject alone saw
 
@@ -37,7 +39,8 @@ class Need:
 
     `activations` is everything else that lives at the worst moment: what the backward pass needs,
     half-precision copies of weights, and what passes. With `offload`, weights, gradients and
-    optimizer states lie in the host's memory and the GPU holds the largest part at a time (FSDP).
+    optimizer states lie in the host's memory (`host`) and the GPU holds the largest part at a time
+    with its gradient (`layer`); at the `start`, that part and its largest weight twice (FSDP).
     Micro-batches may cost more than they save: from the second on, a new gradient of the widest
     layer lies beside the sum of those before.
     """
@@ -50,13 +53,24 @@ class Need:
     optimizer: float
     activations: float
     layer: float
+    start: float
     offload: bool = False
 
     @property
     def gpu(self) -> float:
         """All that the GPU must hold."""
-        kept = self.weights + self.gradients + self.optimizer
-        return self.activations + OVERHEAD + (self.layer if self.offload else kept)
+        if self.offload:
+            return OVERHEAD + max(self.start, self.layer + self.activations)
+        return OVERHEAD + self.activations + self._kept
+
+    @property
+    def host(self) -> float:
+        """What offload keeps in the host's memory, pinned: the system cannot swap it out."""
+        return self._kept if self.offload else 0.0
+
+    @property
+    def _kept(self) -> float:
+        return self.weights + self.gradients + self.optimizer
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,7 @@ class Planned:
     """What `plan` found: parameters by part, needs from the plainest to the most saving, disk."""
 
     config: Config
+    who: str  # the options of `mindeye2-lite train` that say on whom
     subjects: Mapping[int, int]  # their voxels
     batch: int
     steps: int
@@ -77,7 +92,12 @@ class Planned:
     @property
     def fits(self) -> Need | None:
         """The first that fits: the one that saves least."""
-        return next((need for need in self.needs if need.gpu <= self.gpu_gb), None)
+        return self.first()
+
+    def first(self, precision: str | None = None) -> Need | None:
+        """The first that fits, in that precision or in any."""
+        of = [n for n in self.needs if precision in (None, n.hardware.precision)]
+        return next((need for need in of if need.gpu <= self.gpu_gb), None)
 
 
 def plan(
@@ -106,6 +126,7 @@ def plan(
     trials = config.trials_per_session * max(visits.values())
     return Planned(
         config,
+        _who(subject, sessions, pretrain),
         subjects,
         whole,
         Plan.of(config, trials, whole).steps,
@@ -144,6 +165,12 @@ def _subjects(subject: int, pretrain: bool) -> dict[int, int]:
     return {s: voxels for s, voxels in assets.VOXELS.items() if s != subject}
 
 
+def _who(subject: int, sessions: int | None, pretrain: bool) -> str:
+    words = [f"--subject {subject}"]
+    words += ["--pretrain"] if pretrain else []
+    return " ".join(words + ([] if pretrain or sessions is None else [f"--sessions {sessions}"]))
+
+
 # ---- memory ------------------------------------------------------------------------------------
 
 
@@ -153,6 +180,7 @@ def _needs(config: Config, subjects: tuple[tuple[int, int], ...], each: int) -> 
     again = replace(half, checkpointing=True)
     cut = replace(again, accumulate=min(4, each))
     small, saving = replace(again, eight_bit=True), replace(cut, eight_bit=True)
+    full = replace(again, precision="fp32")  # for GPUs without bf16
     parts = f"{cut.accumulate} micro-batches"
     rungs = [
         ("fp32", Hardware("fp32"), False),
@@ -161,6 +189,8 @@ def _needs(config: Config, subjects: tuple[tuple[int, int], ...], each: int) -> 
         (f"bf16, checkpointing, {parts}", cut, False),
         ("bf16, checkpointing, 8-bit states", small, False),
         (f"bf16, checkpointing, 8-bit states, {parts}", saving, False),
+        ("fp32, checkpointing", full, False),
+        ("fp32, checkpointing, 8-bit states", replace(full, eight_bit=True), False),
         ("bf16, checkpointing, offload", again, True),
     ]
     for name, hardware, offload in rungs:
@@ -190,7 +220,6 @@ def need(
     # In pieces, gradients leave as they come: what counts is what the forward pass keeps.
     activations = kept - weights if offload else most - weights - gradients
     units = [m for m in model.modules() if type(m).__name__ in UNITS]
-    largest = max(parameters_of(unit) for unit in units)
     return Need(
         name,
         config,
@@ -199,9 +228,21 @@ def need(
         gradients / 1e9,
         sum(_state_bytes(p, hardware.eight_bit) for p in trained) / 1e9,
         activations / 1e9,
-        2 * largest * (4 if hardware.precision == "fp32" else 2) / 1e9,  # and its gradient
+        max(map(_with_gradient, units)) / 1e9,
+        max(map(_at_start, units)) / 1e9,
         offload,
     )
+
+
+def _with_gradient(unit: nn.Module) -> int:
+    """Bytes of a part in one piece, in float32 (see `hardware.precision_by_autocast`)."""
+    return sum(p.nbytes * (1 + p.requires_grad) for p in unit.parameters())
+
+
+def _at_start(unit: nn.Module) -> int:
+    """FSDP brings a part to the GPU whole, and copies its weights there one by one."""
+    sizes = [p.nbytes for p in unit.parameters()]
+    return sum(sizes) + max(sizes)
 
 
 def _state_bytes(parameter: nn.Parameter, eight_bit: bool) -> int | float:
@@ -225,6 +266,7 @@ def _disk(config: Config, model: MindEye2, subjects: Iterable[int], visits: Mapp
         TARGETS: targets,
         "the same again while they are computed": targets,
         "checkpoint while training": (weights + 2 * trained) / 1e9,
+        "the same again while it is written": (weights + 2 * trained) / 1e9,
         "model": weights / 1e9,
     }
 
@@ -258,7 +300,12 @@ def report(planned: Planned) -> str:
     lines += [f"  {name:40} {size:>6.1f}" for name, size in planned.disk.items()]
     lines += ["", f"GB in each process's memory: {planned.host:.1f}, voxels; at first the model"]
     lines += ["Image tokens are read from disk, batch by batch: free memory makes it faster."]
-    return "\n".join([*lines, "", verdict(planned)])
+    return "\n".join([*lines, "", verdict(planned), _without_bf16(planned)])
+
+
+def _without_bf16(planned: Planned) -> str:
+    need = planned.first("fp32")
+    return f"On a GPU without bf16 (T4, V100): {need.name if need else 'nothing of this'}."
 
 
 def _memory(planned: Planned) -> str:
@@ -273,7 +320,21 @@ def _memory(planned: Planned) -> str:
         cells = "  ".join(f"{v:>{len(c)}.1f}" for c, v in zip(columns, here, strict=True))
         fits = "yes" if need.gpu <= planned.gpu_gb else "no"
         lines.append(f"{need.name:{wide}}  {cells}  {need.gpu:>5.1f}  {fits}")
-    return "\n".join([*lines, f"({OVERHEAD:g} GB more in each row for CUDA itself)"])
+    lines += [f"({OVERHEAD:g} GB more in each row for CUDA itself)"]
+    host = max(need.host for need in planned.needs)
+    lines += [f"Offload keeps {host:.1f} GB in the host's memory, pinned."]
+    if planned.config.low_level:
+        each = _compared(planned.config, planned.batch * GPUS)
+        lines += [
+            f"On {GPUS} GPUs, each compares low-level places of all their trials: {each:.1f}."
+        ]
+    return "\n".join(lines)
+
+
+def _compared(config: Config, trials: int) -> float:
+    """GB that the low-level contrastive term takes on every GPU for so many trials of all GPUs."""
+    places = trials * (config.latent_size // 4) ** 2
+    return MATRICES * 4 * places**2 / 1e9
 
 
 def verdict(planned: Planned) -> str:
@@ -287,7 +348,7 @@ def verdict(planned: Planned) -> str:
 def command(planned: Planned, need: Need) -> str:
     """What to type to train like this."""
     hardware = need.hardware
-    words = ["mindeye2-lite train", f"--profile {planned.config.profile}"]
+    words = ["mindeye2-lite train", f"--profile {planned.config.profile}", planned.who]
     words += [f"--precision {hardware.precision}"]
     words += [f"--accumulate {hardware.accumulate}"] * (hardware.accumulate > 1)
     words += ["--checkpointing"] * hardware.checkpointing + ["--eight-bit"] * hardware.eight_bit

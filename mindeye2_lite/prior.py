@@ -288,9 +288,10 @@ class SinusoidalEmbedding(nn.Module):
 
     def forward(self, times: Float[Tensor, " batch"]) -> Float[Tensor, "batch dim"]:
         half = self.dim // 2
-        k = torch.arange(half, device=times.device, dtype=times.dtype)
-        angles = times[:, None] * torch.exp(-k * math.log(10000) / (half - 1))
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+        exact = torch.promote_types(times.dtype, torch.float32)  # half precision is too coarse
+        k = torch.arange(half, device=times.device, dtype=exact)
+        angles = times[:, None].to(exact) * torch.exp(-k * math.log(10000) / (half - 1))
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).to(times.dtype)
 
 
 class TimeMLP(nn.Module):

@@ -11,6 +11,7 @@ in minutes on two CPU cores. Runs on whatever `accelerate` finds. Read with note
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -69,6 +70,7 @@ def pretrain(
     first = next(iter(people))
     held_out = people[first].test(normalize=normalize)
     settings = {"batch": config.pretrain_batch, "per_epoch": per_epoch, "seed": seed}
+    settings["from"] = fingerprint(config, root, seed=seed, normalize=normalize)
     return _train(
         model, config, people, trials, (first, held_out), settings, name="pretraining", **how
     )
@@ -95,9 +97,12 @@ def fine_tune(
     sessions = person.sessions if sessions is None else sessions
     trials = person.train(sessions=sessions, normalize=normalize)
     held_out = person.test(sessions=sessions, normalize=normalize)
+    start = MindEye2.from_released(start) if isinstance(start, str | Path) else start
     model = _begin(config, start, subject, person.num_voxels, seed)
     settings = {"batch": config.batch, "per_epoch": config.trials_per_session * sessions}
     settings["seed"] = seed
+    settings["from"] = fingerprint(config, root, start=start, normalize=normalize)
+    del start  # as large as the model: not needed while that trains
     return _train(
         model,
         config,
@@ -117,18 +122,23 @@ def load_or_train(
 
     With `subject=` it is fine-tuning, without it pretraining; `how` goes to that function. "The
     same kind" means the same config (as far as training uses it), data, networks, seed and start.
-    Prints one line saying which of the two it was.
+    Prints one line saying which of the two it was. ValueError where a launcher started several
+    processes: they would wait for each other's lock.
     """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(
+            "load_or_train is for one process: on several GPUs use mindeye2-lite train, or "
+            "pretrain and fine_tune with folder="
+        )
     start = how.get("start")
     if isinstance(start, str | Path):
         start = how["start"] = MindEye2.from_released(start)
     key = fingerprint(config, root, **how)
     folder = paths.runs(config.profile, f"{name}-{key}")
     with FileLock(folder / "training.lock"):  # a second process waits for what the first makes
-        if (folder / "history.json").exists() and (folder / "model.safetensors").exists():
+        if _is_kept(folder):
             print(f"{name}: kept from an earlier run ({folder.name})")
-            history = json.loads((folder / "history.json").read_text())
-            return Run(MindEye2.from_released(folder / "model.safetensors").eval(), history, folder)
+            return _kept(folder)
         print(f"{name}: training now, kept for next time ({folder.name})")
         train = fine_tune if "subject" in how else pretrain
         return train(config, root, folder=folder, progress=progress, **how)
@@ -198,9 +208,19 @@ def _train(
     hardware: Hardware | None = None,
     partners: str = "own",
 ) -> Run:
-    """Set the loop up, run it, keep what came out in `folder` if there is one."""
-    hardware = hardware or Hardware()
+    """Set the loop up, run it, keep what came out in `folder` if there is one.
+
+    Where the same training has kept its model there, that is returned. ValueError in one line where
+    another one has.
+    """
+    hardware, folder = hardware or Hardware(), folder and Path(folder)
     here = accelerator(hardware)
+    settings = dict(settings) | {"partners": partners, "processes": here.num_processes}
+    made = _how(settings, sorted(trials), model, hardware)
+    if folder and _is_kept(folder):
+        _check_same(folder, made)
+        here.print(f"already trained: {folder}")
+        return _kept(folder)
     images = next(iter(people.values())).images
     if targets is None:
         ids = torch.cat([t.image_id for t in trials.values()] + [held_out[1].image_ids[:HELD_OUT]])
@@ -215,27 +235,26 @@ def _train(
         plan,
         here,
         settings["seed"],
-        how=_how(plan, dict(settings) | {"partners": partners}, sorted(trials), model, hardware),
-        folder=folder and Path(folder),
+        how=_hash(plan, made),
+        folder=folder,
         check=partial(_top1, subject=held_out[0], trials=held_out[1], targets=targets),
         checkpoint_every=checkpoint_every,
         callback=callback,
         hardware=hardware,
     )
-    history = trainer.run(progress, name)
+    history = trainer.run(progress, name) | {"made": made}
     model = trainer.trained()
-    if folder is not None and here.is_main_process:
-        _keep(Path(folder), model, history)
-    return Run(model.eval(), history, folder and Path(folder))
+    if folder and here.is_main_process:
+        _keep(folder, model, history)
+    return Run(model.eval(), history, folder)
 
 
 def _begin(
-    config: Config, start: MindEye2 | str | Path | None, subject: int, voxels: int, seed: int
+    config: Config, start: MindEye2 | None, subject: int, voxels: int, seed: int
 ) -> MindEye2:
     fresh = partial(MindEye2.from_config, config, {subject: voxels}, seed=seed)
     if start is None:
         return fresh()
-    start = start if isinstance(start, MindEye2) else MindEye2.from_released(start)
     model = MindEye2.fine_tune_from(start, subject, voxels, seed=seed)
     with torch.device("meta"):
         expected = _shapes(fresh())
@@ -270,10 +289,27 @@ def _keep(folder: Path, model: MindEye2, history: Mapping[str, Any]) -> None:
     (folder / "last.pt").unlink(missing_ok=True)
 
 
-def _how(plan: Plan, settings: Mapping, people: list[int], model: MindEye2, how: Hardware) -> str:
-    """What a checkpoint must agree on for training to go on from it."""
+def _is_kept(folder: Path) -> bool:
+    return (folder / "history.json").exists() and (folder / "model.safetensors").exists()
+
+
+def _kept(folder: Path) -> Run:
+    history = json.loads((folder / "history.json").read_text())
+    return Run(MindEye2.from_released(folder / "model.safetensors").eval(), history, folder)
+
+
+def _check_same(folder: Path, made: str) -> None:
+    if json.loads((folder / "history.json").read_text()).get("made") != made:
+        raise ValueError(
+            f"{folder} keeps a model that was trained with other settings, data or start: give "
+            "another folder, or delete this one to train again"
+        )
+
+
+def _how(settings: Mapping, people: list[int], model: MindEye2, how: Hardware) -> str:
+    """What a checkpoint or a kept model must agree on to be of the same training."""
     outcome = [] if how.outcome() is None else [how.outcome()]
-    return _hash(plan, dict(settings), people, _shapes(model), *outcome)
+    return _hash(dict(settings), people, _shapes(model), *outcome)
 
 
 def _mean_over(x: Tensor, repeats: int) -> Tensor:
@@ -291,7 +327,8 @@ def _hash(*parts: Any) -> str:
 def _weights_hash(model: MindEye2) -> str:
     digest = hashlib.sha256()
     for key, value in model.state_dict().items():
-        digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ from test_train import TINY
 from mindeye2_lite import assets, cli, plan, step_memory
 from mindeye2_lite.config import Config
 from mindeye2_lite.hardware import UNITS, Hardware
+from mindeye2_lite.losses import low_level_contrastive_loss
 from mindeye2_lite.model import MindEye2
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "accelerate"
@@ -87,6 +88,45 @@ def test_what_saves_memory_saves_memory():
     assert bare.gpu < again.gpu
 
 
+def test_offload_needs_the_largest_part_twice_and_the_rest_in_the_host():
+    with torch.device("meta"):
+        model = MindEye2.from_config(SMALL, dict(ONE))
+    need, weight = step(Hardware("bf16"), offload=True), model.backbone.backbone_linear.weight
+    unit = 4e-9 * plan.parameters_of(model.backbone)
+    frozen = 4e-9 * sum(p.numel() for p in model.backbone.parameters() if not p.requires_grad)
+    assert need.start == pytest.approx(unit + 4e-9 * weight.numel())
+    assert need.layer == pytest.approx(2 * unit - frozen)
+    assert need.host == pytest.approx(need.weights + need.gradients + need.optimizer)
+    assert step(Hardware("bf16")).host == 0
+    late = replace(need, start=1000.0)
+    assert late.gpu == 1000 + plan.OVERHEAD
+
+
+def test_a_card_without_bf16_gets_a_row_of_its_own(planned):
+    full, eight = (planned.needs[n] for n in (6, 7))
+    assert [n.hardware.precision for n in planned.needs].count("fp32") == 3
+    assert full.hardware == Hardware("fp32", checkpointing=True)
+    assert eight.hardware == Hardware("fp32", checkpointing=True, eight_bit=True)
+    card = replace(planned, gpu_gb=(full.gpu + eight.gpu) / 2)
+    assert f"On a GPU without bf16 (T4, V100): {eight.name}." in plan.report(card)
+    small = plan.report(replace(planned, gpu_gb=0.5))
+    assert "On a GPU without bf16 (T4, V100): nothing of this." in small
+
+
+def test_what_all_gpus_compare_is_counted_on_each(planned):
+    n, rows = 600, {}
+    with step_memory.fake(), step_memory.Living() as living:
+        for name in ("student", "teacher", "augmented"):
+            rows[name] = torch.empty(n, 64, requires_grad=name == "student")
+        before = living.now
+        low_level_contrastive_loss(**rows).backward()
+    assert (living.peak - before) / (4 * n**2) == pytest.approx(plan.MATRICES, abs=0.2)
+    # 8 GPUs with 42 trials each of 49 places, as in pretraining
+    assert plan._compared(Config.paper(), 8 * 42) == pytest.approx(7.6, abs=0.05)
+    said = f"On 8 GPUs, each compares low-level places of all their trials: {0:.1f}."
+    assert said in plan.report(planned)
+
+
 def test_more_trials_and_wider_models_need_more():
     assert step(Hardware("fp32"), each=4).gpu < step(Hardware("fp32"), each=8).gpu
     wider = replace(SMALL, hidden=512)
@@ -110,9 +150,9 @@ def test_a_plan_counts_steps_and_disk(planned):
     assert planned.steps == 6 * (16 * 2 // 8)
     weights = 4e-9 * planned.parameters["all"]
     assert planned.disk["model"] == pytest.approx(weights)
-    assert planned.disk["checkpoint while training"] == pytest.approx(
-        weights + 8e-9 * planned.trained
-    )
+    twice = ("checkpoint while training", "the same again while it is written")
+    for name in twice:
+        assert planned.disk[name] == pytest.approx(weights + 8e-9 * planned.trained)
 
 
 def test_voxels_are_in_memory_and_targets_only_on_disk(planned):
@@ -147,6 +187,19 @@ def test_the_command_that_is_named_can_be_typed(planned):
         assert options.accumulate == need.hardware.accumulate
         assert options.checkpointing == need.hardware.checkpointing
         assert options.eight_bit == need.hardware.eight_bit
+        assert (options.subject, options.sessions, options.pretrain) == (1, 2, False)
+
+
+def test_the_command_names_those_that_were_planned_for(planned):
+    for who, expected in (
+        ((3, None, False), (3, None, False)),
+        ((3, 2, False), (3, 2, False)),
+        ((2, None, True), (2, None, True)),
+        ((2, 1, True), (2, None, True)),  # pretraining takes all sessions
+    ):
+        line = plan.command(replace(planned, who=plan._who(*who)), planned.needs[0])
+        options = cli.parser().parse_args(line.split()[1:])
+        assert (options.subject, options.sessions, options.pretrain) == expected
 
 
 @pytest.mark.parametrize("line", ["--subject 9", "--sessions 41", "--gpu-gb 0"])
@@ -181,3 +234,4 @@ def test_there_is_a_configuration_for_every_shape_and_a_slurm_script():
     }  # fmt: skip
     script = (CONFIGS / "slurm.sh").read_text()
     assert "several_nodes.yaml" in script and "mindeye2_lite.cli train" in script
+    assert "All nodes must share the cache folder" in script

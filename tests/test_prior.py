@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from mindeye2_lite.prior import DiffusionPrior, LayerNorm, RelativePositions
+from mindeye2_lite.prior import (
+    DiffusionPrior,
+    LayerNorm,
+    RelativePositions,
+    SinusoidalEmbedding,
+)
 
 
 @pytest.fixture
@@ -166,6 +171,12 @@ def test_the_rotary_frequencies_are_counted_once_and_never_trained(small):
     names = [n for n, p in small.named_parameters() if not p.requires_grad]
     assert names == ["net.causal_transformer.layers.0.0.rotary_emb.freqs"]
     assert sum("freqs" in key for key in small.state_dict()) == 2
+
+
+def test_times_are_embedded_in_full_precision_whatever_they_come_in():
+    embed, times = SinusoidalEmbedding(64), torch.arange(100)
+    half = embed(times.bfloat16())
+    assert half.dtype == torch.bfloat16 and torch.equal(half, embed(times.float()).bfloat16())
 
 
 def test_too_many_or_too_few_steps_are_refused(small):

@@ -3,9 +3,11 @@
 import json
 from dataclasses import replace
 from functools import cache, cached_property
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from mindeye2_lite import loop, paths, train
 from mindeye2_lite.config import Config
@@ -148,11 +150,76 @@ def test_a_killed_run_goes_on_to_the_last_bit(tmp_path):
     ]
 
 
+# accelerate puts a scaled step in the place of the optimizer's own.
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step:UserWarning")
+def test_the_scale_of_fp16_gradients_goes_on_where_it_was(tmp_path, monkeypatch):
+    scaler = None
+
+    def with_scaler(hardware):
+        nonlocal scaler
+        made = Accelerator()
+        made.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+        return made
+
+    monkeypatch.setattr(train, "accelerator", with_scaler)
+    pretrain(folder=tmp_path / "whole")
+    expected = scaler.get_scale()
+    with pytest.raises(Killed):
+        pretrain(folder=tmp_path / "killed", checkpoint_every=5, callback=killed_at(7))
+    pretrain(folder=tmp_path / "killed", checkpoint_every=5)
+    assert scaler.get_scale() == expected == 4.0 * 2**6
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_checkpoint_is_mapped_where_training_copies_it_to_a_gpu(tmp_path, monkeypatch, device):
+    def load(path, **how):
+        assert how["mmap"] == (device == "cuda")
+        raise Killed
+
+    (tmp_path / "last.pt").touch()
+    monkeypatch.setattr(torch, "load", load)
+    stopped = SimpleNamespace(
+        _last=tmp_path / "last.pt",
+        pieces=None,
+        accelerator=SimpleNamespace(device=torch.device(device)),
+    )
+    with pytest.raises(Killed):
+        loop.Trainer._resume(stopped)
+
+
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     with pytest.raises(Killed):
         pretrain(folder=tmp_path, checkpoint_every=5, callback=killed_at(7))
     with pytest.raises(ValueError, match="^[^\n]*last.pt belongs to a run with other settings"):
         pretrain(folder=tmp_path, seed=1)
+
+
+def test_a_stopped_run_goes_on_from_the_same_start_and_data_only(tmp_path):
+    root, folder = tmp_path / "data", tmp_path / "run"
+    root.mkdir()
+    with pytest.raises(Killed):
+        train.fine_tune(TINY, root, folder=folder, checkpoint_every=5, callback=killed_at(7))
+    start = MindEye2.from_config(TINY, {2: 24})
+    for other in ({"start": start}, {"start": start.save(tmp_path / "start.safetensors")}):
+        with pytest.raises(ValueError, match="^[^\n]*last.pt belongs to a run with other settings"):
+            train.fine_tune(TINY, root, folder=folder, **other)
+    (root / "betas.hdf5").write_bytes(b"other data")
+    with pytest.raises(ValueError, match="^[^\n]*last.pt belongs to a run with other settings"):
+        train.fine_tune(TINY, root, folder=folder)
+
+
+def test_what_is_trained_already_is_said_and_never_written_over(tmp_path, capsys):
+    first = fine_tune(folder=tmp_path)
+    again = fine_tune(folder=tmp_path, callback=killed_at(0))
+    assert capsys.readouterr().out == f"already trained: {tmp_path}\n"
+    assert same_weights(first.model, again.model) and first.history == again.history
+    start = MindEye2.from_config(TINY, {2: 24})
+    for other in ({"start": start}, {"seed": 1}, {"normalize": "none"}, {"partners": "released"}):
+        with pytest.raises(ValueError, match="^[^\n]* keeps a model [^\n]*give another folder"):
+            fine_tune(folder=tmp_path, **other)
+    with pytest.raises(ValueError, match="^[^\n]* keeps a model [^\n]*give another folder"):
+        pretrain(folder=tmp_path)
+    assert same_weights(first.model, MindEye2.from_released(tmp_path / "model.safetensors"))
 
 
 def test_a_seed_gives_everything_and_borrows_no_global_randomness():
@@ -209,6 +276,19 @@ def test_what_was_trained_once_is_taken_and_anything_else_is_trained(tmp_path, c
     (tmp_path / "betas.hdf5").write_bytes(b"other betas")
     keys.add(train.fingerprint(TINY, tmp_path, **args))
     assert len(keys) == 4
+
+
+def test_a_model_just_trained_is_on_the_cpu_as_a_kept_one_is(monkeypatch):
+    moved = []
+    monkeypatch.setattr(MindEye2, "cpu", lambda self: moved.append("cpu") or self)
+    after = len(fine_tune(replace(TINY, max_steps=4)).history["steps"])
+    assert (moved, after) == (["cpu"], 4)
+
+
+def test_load_or_train_is_refused_where_several_processes_were_started(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="^load_or_train is for one process[^\n]*$"):
+        train.load_or_train("pretrained", TINY, tmp_path, subjects=(2, 3), progress=False)
 
 
 def test_load_or_train_fine_tunes_where_a_subject_is_named(tmp_path):

@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -20,9 +20,10 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import test_train as cohort  # noqa: E402
 
 from mindeye2_lite import train  # noqa: E402
-from mindeye2_lite.hardware import UNITS, Hardware, Pieces  # noqa: E402
+from mindeye2_lite.hardware import UNITS, Hardware, Pieces, precision_by_autocast  # noqa: E402
 
-TINY = replace(cohort.TINY, epochs=20, max_steps=20, max_lr=3e-4)
+# Two layers, so that they share weights (the rotary angles) as those of full size do.
+TINY = replace(cohort.TINY, epochs=20, max_steps=20, max_lr=3e-4, prior_depth=2)
 RUNS = {"pretrain": cohort.pretrain, "fine_tune": cohort.fine_tune}
 
 
@@ -70,9 +71,12 @@ def in_pieces(self, objective: nn.Module, optimizer):
     named = {p: name for name, p in objective.named_parameters()}
     names = [[named[p] for p in group["params"]] for group in optimizer.param_groups]
     mesh = init_device_mesh("cpu", (PartialState().num_processes,))
+    fsdp = FullyShardedDataParallelPlugin(fsdp_version=2)
+    fsdp.set_mixed_precision({"no": "fp32"}.get(self.mixed_precision, self.mixed_precision))
+    precision_by_autocast(fsdp)
     units = [module for module in objective.modules() if type(module).__name__ in UNITS]
     for module in (*units, objective):
-        fully_shard(module, mesh=mesh)
+        fully_shard(module, mesh=mesh, mp_policy=fsdp.mixed_precision_policy)
     assert Pieces.of(objective)
     cut = dict(objective.named_parameters())
     for group, own in zip(optimizer.param_groups, names, strict=True):

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Several nodes under Slurm: sbatch configs/accelerate/slurm.sh --profile paper --pretrain
 # Everything after the script's name goes to `mindeye2-lite train`. A job that was cut off goes on
-# from its last checkpoint when it is submitted again. Not run by us.
+# from its last checkpoint when it is submitted again. All nodes must share the cache folder
+# (MINDEYE2_LITE_CACHE), the data and --out. Not run by us.
 #SBATCH --job-name=mindeye2-lite
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
