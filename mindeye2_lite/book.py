@@ -126,13 +126,26 @@ def with_outputs(source: Path) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.execution_count = outputs[cell.id].execution_count
-            cell.outputs = [out for out in outputs[cell.id].outputs if _shows_without_kernel(out)]
+            shown = [out for out in outputs[cell.id].outputs if _shows_without_kernel(out)]
+            cell.outputs = _joined(shown)
     return notebook
 
 
 def _shows_without_kernel(output: nbformat.NotebookNode) -> bool:
     """Sliders and progress bars need a kernel, and a script from the network to be drawn at all."""
     return WIDGET not in output.get("data", {})
+
+
+def _joined(outputs: Iterable[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Neighboring pieces of one stream as one: a print a second later is no box of its own."""
+    joined: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        last = joined[-1] if joined else {}
+        if output.output_type == "stream" and output.name == last.get("name"):
+            last.text += output.text
+        else:
+            joined.append(output)
+    return joined
 
 
 def build(root: Path) -> int:

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
     except ModuleNotFoundError as error:
-        message = f"{error}: python -m pip install -c constraints.txt -e .[book,dev]"
+        message = f'{error}: python -m pip install -c constraints.txt -e ".[book,dev]"'
     print(f"mindeye2-lite: {message}", file=sys.stderr)
     return 1
 

@@ -205,7 +205,7 @@ def image_row(images: Tensor, titles: Sequence[str] = (), *, note: str = "") -> 
 def denoising_strip(rows: Mapping[str, Tensor], times: Numbers = (), *, note: str = "") -> Figure:
     """Rows of pictures over time: {"what the network sees": (steps, 3, height, width), ...}.
 
-    `times` labels the columns (steps, noise levels); an arrow below says which way time goes.
+    `times` labels the columns (steps, noise levels); words below say which way time goes.
     """
     steps = len(next(iter(rows.values())))
     size = min(1.0, (WIDTH - 1.1) / steps)
@@ -279,7 +279,8 @@ def score_figure(
     """One panel per metric, one dot per system with its 95% interval; chance is dashed.
 
     `systems` is {"refined": {"PixCorr": score, ...}, ...}, scores with `value`, `low`, `high` or
-    tuples in that order. Chance is read from the scores unless given. n goes into the corner.
+    tuples in that order. Chance is each score's own, since a system can have its own (captions,
+    distances), or by metric the one given in `chance`. n goes into the corner.
     """
     metrics = list(dict.fromkeys(metric for scores in systems.values() for metric in scores))
     columns = min(columns, len(metrics))
@@ -303,12 +304,13 @@ def _score_panel(ax: Axes, metric: str, systems: Mapping[str, Any], chance: Any)
         score = scores[metric]
         value, low, high = _triple(score)
         arrow = "↓" if getattr(score, "better", "higher") == "lower" else arrow
-        chance = getattr(score, "chance", None) if chance is None else chance
         color = ORDER[row % len(ORDER)]
         ax.hlines(row, low, high, color=color, lw=1.4)
         ax.plot(value, row, MARKERS[row % len(MARKERS)], color=color, ms=4.5, mec="white", mew=0.6)
-    if chance is not None:
-        ax.axvline(chance, color=STAGE["chance"], ls=(0, (3, 2)), lw=1, zorder=0)
+        own = getattr(score, "chance", None) if chance is None else chance
+        if own is not None:  # rows of one chance join into one line
+            look = {"color": STAGE["chance"], "ls": (0, (3, 2)), "lw": 1, "zorder": 0}
+            ax.vlines(own, row - 0.5, row + 0.5, **look)
     ax.set(title=f"{_spoken(metric)} {arrow}", ylim=(len(systems) - 0.5, -0.5))
     ax.margins(x=0.12)
     ax.tick_params(axis="both", labelsize=7.5, length=2)
@@ -328,13 +330,15 @@ def sessions_curve(
     """Score against sessions of scanning: {"pretrained": {1: [one per seed], 40: [...]}, ...}.
 
     Small dots are seeds, lines join their means, and bars are 95% intervals over seeds (Student's
-    t, so none for a single seed). Seeds are numbers or scores with a `value`.
+    t, so none for a single seed), which end at zero where no seed is below it. Seeds are numbers
+    or scores with a `value`.
     """
     fig, ax = plt.subplots(figsize=(6.0, 3.2), layout="constrained")
     ticks = sorted({k for by_session in starts.values() for k in by_session})
+    apart = 0.04 * np.log(max(ticks) / min(ticks) if len(ticks) > 1 else 2)  # on the log axis
     for place, (name, by_session) in enumerate(starts.items()):
-        shift = 1 + 0.03 * (place - (len(starts) - 1) / 2)  # side by side on the log axis
-        _start(ax, place, name, by_session, shift)
+        shift = (place - (len(starts) - 1) / 2) * apart
+        _start(ax, place, name, by_session, np.exp(shift), np.exp(shift + 0.6 * apart))
     if chance is not None:
         ax.axhline(chance, color=STAGE["chance"], ls=(0, (3, 2)), lw=1, zorder=0)
         look = {"ha": "right", "va": "bottom", "fontsize": 7.5, "color": STAGE["chance"]}
@@ -343,11 +347,13 @@ def sessions_curve(
     ax.set_xticks(ticks, [str(k) for k in ticks])
     ax.xaxis.set_minor_locator(plt.NullLocator())
     ax.margins(x=0.08)
-    ax.legend(loc="best", fontsize=8)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, fontsize=8)  # clear of the bars
     return _signed(fig, "; ".join(filter(None, [f"n = {n} pictures" if n else "", note])))
 
 
-def _start(ax: Axes, place: int, name: str, by_session: Mapping[int, Any], shift: Any) -> None:
+def _start(
+    ax: Axes, place: int, name: str, by_session: Mapping[int, Any], shift: Any, beside: Any
+) -> None:
     color, marker = ORDER[place % len(ORDER)], MARKERS[place % len(MARKERS)]
     sessions = sorted(by_session)
     seeds = [np.array([_triple(v)[0] for v in by_session[k]]) for k in sessions]
@@ -356,11 +362,12 @@ def _start(ax: Axes, place: int, name: str, by_session: Mapping[int, Any], shift
     look = {"marker": marker, "ms": 5.5, "mec": "white", "mew": 0.7, "zorder": 3}
     ax.plot(x, middle, color=color, label=name, **look)
     for at, values, mean in zip(x, seeds, middle, strict=True):
-        beside = [at * 1.045] * len(values)
-        ax.plot(beside, values, "o", color=color, ms=3, alpha=0.6, mew=0, zorder=4)
+        dots = [at / shift * beside] * len(values)  # where the mean's marker hides none
+        ax.plot(dots, values, "o", color=color, ms=3, alpha=0.6, mew=0, zorder=4)
         if len(values) > 1:
             half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-            ax.vlines(at, mean - half, mean + half, color=color, lw=1.2, zorder=2)
+            low = max(mean - half, 0 if values.min() >= 0 else -np.inf)  # no share below nothing
+            ax.vlines(at, low, mean + half, color=color, lw=1.2, zorder=2)
 
 
 def curves(
@@ -436,6 +443,7 @@ def similarity_matrix(
         right.hist(values, bins, weights=np.full(len(values), 1 / len(values)), color=color,
                    alpha=0.75, label=name)  # fmt: skip
     right.set(xlabel=label, ylabel="share of pairs")
+    right.xaxis.set_major_locator(plt.MaxNLocator(5, steps=[1, 2, 5, 10]))
     right.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=2)
     return _signed(fig, note)
 
@@ -592,7 +600,7 @@ def _signed(fig: Figure, note: str) -> Figure:
 
 
 def _wrapped(text: str, inches: Any, points: float = 6.5) -> str:
-    return textwrap.fill(text, max(6, int(inches * 72 / (points * 0.56))))
+    return textwrap.fill(text, max(6, int(inches * 72 / (points * 0.62))))
 
 
 def _lines(text: str, inches: Any) -> int:

@@ -175,6 +175,20 @@ def test_the_mirror_holds_the_notebooks_with_outputs_and_nothing_else(root):
     assert (mirror / "00_tour.ipynb").stat().st_mtime_ns == before
 
 
+def test_pieces_of_one_stream_are_one_box_and_other_outputs_keep_their_place(root):
+    (source,) = book.sources(root)
+
+    def said(text, name="stdout"):
+        return nbformat.v4.new_output("stream", text=text, name=name)
+
+    bar = nbformat.v4.new_output("display_data", {book.WIDGET: {}})
+    figure = nbformat.v4.new_output("display_data", {"text/plain": "<Figure>"})
+    ran = [said("1\n"), said("2\n"), bar, said("3\n"), said("!\n", "stderr"), figure, said("4\n")]
+    pretend_it_ran(source, ran)
+    shown = book.with_outputs(source).cells[1].outputs
+    assert [out.get("text", "figure") for out in shown] == ["1\n2\n3\n", "!\n", "figure", "4\n"]
+
+
 def test_sliders_that_need_a_kernel_are_not_in_the_book(root):
     (source,) = book.sources(root)
     slider = nbformat.v4.new_output("display_data", {book.WIDGET: {}, "text/plain": "IntSlider()"})
@@ -201,10 +215,20 @@ def test_a_table_shows_what_the_file_says():
         "name": "mini-frob",
         "measure": "kind",
         "value": "0.988",
-        "95% interval": "0.97 to 0.99",
-        "chance": "0.0833",
+        "95% interval": "0.970 to 0.990",
+        "chance": "0.083",
         "n": 500,
     }
+
+
+def test_shares_have_one_length_and_other_numbers_three_digits():
+    shown = extension("results_table").shown
+    assert [shown(x) for x in (0.39, 0.457, 0.2, 0.05, 1.0)] == [
+        "0.390", "0.457", "0.200", "0.050", "1.000"
+    ]  # fmt: skip
+    assert [shown(x) for x in (28.93, 30.0, 123.4, 0.0, 2e-5)] == [
+        "28.9", "30.0", "123", "0.000", "2e-05"
+    ]  # fmt: skip
 
 
 def test_a_manifest_becomes_one_row_per_file():
@@ -221,7 +245,7 @@ def test_a_difference_has_its_sign_and_interval_and_a_thing_beside_itself_has_no
     found = {"one hour": {"ours": score | {"difference": same}, "other": score}}
     found["one hour"]["other"] = score | {"difference": apart}
     ours, other = results.records({"found": found})
-    assert ours["difference"] == "–" and other["difference"] == "−0.012 (−0.03 to 0)"
+    assert ours["difference"] == "–" and other["difference"] == "−0.012 (−0.030 to 0)"
 
 
 def test_columns_can_be_called_otherwise():

@@ -30,10 +30,9 @@ def pictures(n: int = 3) -> torch.Tensor:
     return torch.rand(n, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def score(value: float, better: str = "higher") -> SimpleNamespace:
-    return SimpleNamespace(
-        value=value, low=value - 0.1, high=value + 0.1, chance=0.5, n=9, better=better
-    )
+def score(value: float, better: str = "higher", chance: float = 0.5) -> SimpleNamespace:
+    low, high = value - 0.1, value + 0.1
+    return SimpleNamespace(value=value, low=low, high=high, chance=chance, n=9, better=better)
 
 
 def volume() -> tuple[np.ndarray, np.ndarray]:
@@ -159,8 +158,24 @@ def test_score_panels_show_chance_the_interval_and_which_way_is_better():
     fig = made("scores")
     clip, eff = fig.axes[:2]
     assert (clip.get_title(loc="left"), eff.get_title(loc="left")) == ("CLIP ↑", "Eff ↓")
-    assert any(line.get_xdata() == [0.5, 0.5] for line in clip.lines if len(line.get_xdata()) == 2)
-    assert len(clip.collections) == 2 and len(eff.collections) == 1
+    assert chances(clip) == [0.5, 0.5] and chances(eff) == [0.5]
+    assert len(clip.collections) == 4 and len(eff.collections) == 2
+
+
+def chances(panel) -> list[float]:
+    """Where the dashed lines of a panel stand, from its first row to its last."""
+    dashed = [c for c in panel.collections if c.get_linestyles()[0][1] is not None]
+    lines = sorted((c.get_segments()[0] for c in dashed), key=lambda line: line[0, 1])
+    assert all(abs(line[1, 1] - line[0, 1]) <= 1 for line in lines), "a line through other rows"
+    return [line[0, 0] for line in lines]
+
+
+def test_every_system_stands_beside_its_own_chance_unless_one_is_given():
+    systems = {"a": {"SSIM": score(0.8, chance=0.7)}, "b": {"SSIM": score(0.8, chance=0.75)}}
+    assert chances(viz.score_figure(systems).axes[0]) == [0.7, 0.75]
+    assert chances(viz.score_figure(systems, chance={"SSIM": 0.6}).axes[0]) == [0.6, 0.6]
+    systems["b"]["SSIM"].chance = None
+    assert chances(viz.score_figure(systems).axes[0]) == [0.7]
 
 
 def test_a_single_seed_has_no_interval():
@@ -169,6 +184,49 @@ def test_a_single_seed_has_no_interval():
     low, high = fig.axes[0].collections[0].get_segments()[0][:, 1]
     half = 4.303 * 0.1 / np.sqrt(3)  # Student's t with two degrees of freedom
     assert (low, high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-3)
+
+
+def test_the_interval_of_a_share_ends_at_zero_and_that_of_a_correlation_does_not():
+    def low(seeds):
+        (bar,) = viz.sessions_curve({"scratch": {1: seeds, 2: [0.5]}}).axes[0].collections
+        return bar.get_segments()[0][0, 1]
+
+    assert low([0.08, 0.0, 0.03]) == 0
+    assert low([0.08, -0.01, 0.03]) < 0
+
+
+def test_the_mean_of_the_seeds_hides_none_of_them():
+    fig = viz.sessions_curve({"a": {1: [0.5, 0.5], 40: [0.9]}, "b": {1: [0.5, 0.5], 40: [0.9]}})
+    fig.canvas.draw()
+    ax = fig.axes[0]
+    spots = [  # (x in points, radius in points) of every mark at one session
+        (ax.transData.transform((x, y))[0] * 72 / fig.dpi, line.get_markersize() / 2)
+        for line in ax.lines
+        for x, y in line.get_xydata()[:1]
+        if x < 2
+    ]
+    assert len(spots) == 4
+    spots.sort()
+    assert all(b - a > r + s for (a, r), (b, s) in zip(spots, spots[1:], strict=False))
+
+
+def test_captions_of_neighbors_in_a_grid_do_not_touch():
+    words = "a tall yellow windmill near a warm meadow and woods"  # wide letters
+    fig = viz.reconstruction_grid({"seen": pictures(8)}, captions=[words] * 8)
+    fig.canvas.draw()
+    boxes = [ax.xaxis.label.get_window_extent() for ax in fig.axes]
+    assert all(a.x1 + 3 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(-1, 1), (-0.75, 0.6), (-0.6, 0.75), (0, 1)])
+def test_numbers_below_a_similarity_histogram_stand_apart(lowest, highest):
+    fig = viz.similarity_matrix(torch.linspace(lowest, highest, 81).reshape(9, 9))
+    fig.canvas.draw()
+    right = fig.axes[1]
+    inside = [t for t in right.get_xticklabels() if lowest <= t.get_position()[0] <= highest]
+    boxes = [text.get_window_extent() for text in inside]
+    assert len(boxes) >= 3
+    assert all(a.x1 + 4 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
 
 
 def test_a_curve_skips_the_epochs_that_were_not_scored():

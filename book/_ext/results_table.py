@@ -54,18 +54,25 @@ def difference(found: dict) -> str:
 
 
 def _signed(number: float) -> str:
-    return f"{round(number, 3):+.3g}".replace("-", "−") if round(number, 3) else "0"
+    return f"{number:+.3f}".replace("-", "−") if round(number, 3) else "0"
 
 
 def shown(value: object) -> str:
-    """A number to three digits, a whole one in groups of three, anything else as it is."""
+    """A number to three places or digits, a whole one in groups of three, all else as it is."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return _digits(value)
     if isinstance(value, int):
         return f"{value:,}"
     return "" if value is None else str(value)
+
+
+def _digits(number: float) -> str:
+    """Shares with one length, so that a column can be read down; else three digits."""
+    if 0 < abs(number) < 0.001:
+        return f"{number:.2g}"
+    return f"{number:.3f}" if abs(number) <= 1 else f"{number:#.3g}".rstrip(".")
 
 
 def table(
