@@ -68,6 +68,7 @@ def _add_run(commands) -> None:
     sub.add_argument("--images", type=int, default=8, help="how many test pictures")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--out", type=Path, help="folder for pictures and captions")
+    _add_normalize(sub)
     sub.set_defaults(command=run)
 
 
@@ -130,6 +131,7 @@ def _add_train(commands) -> None:
     sub.add_argument("--start", type=Path, help="model to fine-tune; default from scratch")
     sub.add_argument("--out", type=Path, help="folder for checkpoints and the model")
     sub.add_argument("--seed", type=int, default=0)
+    _add_normalize(sub)
     sub.add_argument("--max-steps", type=int, help="fewer epochs if they took more steps")
     sub.add_argument("--no-low-level", action="store_true", help="leave out the low-level head")
     sub.add_argument("--precision", help="fp32, bf16 or fp16; default bf16 where the GPU can")
@@ -157,6 +159,11 @@ def _add_who(sub) -> None:
     sub.add_argument("--pretrain", action="store_true", help="on the seven others")
 
 
+def _add_normalize(sub) -> None:
+    text = "who scales a test trial: the sessions in use, or its own (released files: all)"
+    sub.add_argument("--normalize", default="sessions", choices=["sessions", "all"], help=text)
+
+
 def run(options) -> None:
     """Train what is missing, reconstruct the first test pictures, and keep them as files."""
     from mindeye2_lite import paths, pipeline
@@ -169,6 +176,7 @@ def run(options) -> None:
         sessions=options.sessions,
         images=options.images,
         seed=options.seed,
+        normalize=options.normalize,
         out=out,
     )
     print(out)
@@ -280,6 +288,7 @@ def train(options) -> None:
     name = f"{kind}-subject{options.subject}"
     folder = options.out or paths.runs(config.profile, "train", name)
     shared = {"folder": folder, "seed": options.seed, "hardware": hardware}
+    shared["normalize"] = options.normalize
     if options.pretrain:
         others = tuple(s for s in range(1, 9) if s != options.subject)
         training.pretrain(config, root, others, **shared)

@@ -194,7 +194,8 @@ class Subject:
             if "session_mean" not in file:
                 raise ValueError(
                     f"{self._betas_file.name} has no session_mean (a released file): "
-                    'pass normalize="all", or run nsd.prepare on the raw data'
+                    'pass normalize="all" (a command: --normalize all), or run nsd.prepare on the '
+                    "raw data"
                 )
             return file["session_mean"][:], file["session_std"][:]
 

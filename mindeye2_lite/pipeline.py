@@ -202,20 +202,24 @@ def run(
     sessions: int | None = 1,
     images: int = 8,
     seed: int = 0,
+    normalize: str = "sessions",
     out: Path | None = None,
     progress: bool = True,
 ) -> Reconstructions:
     """From nothing to refined pictures: data, pretraining, fine-tuning, reconstruction, files.
 
-    Everything that an earlier run kept is taken from there. Given a folder `out`, writes a PNG per
-    picture and stage, and captions.txt.
+    Everything that an earlier run kept is taken from there. `normalize` as in `nsd.Subject.test`:
+    fewer than all sessions of the released files need "all". Given a folder `out`, writes a PNG
+    per picture and stage, and captions.txt.
     """
     if images < 1:
         raise ValueError(f"images is {images}: ask for at least one test picture")
     root = synthetic.open_cohort(config, progress=progress)
     person = nsd.Subject(root, subject)
-    trials = person.test(sessions=sessions)  # first: a wrong session is noticed before training
-    model = tuned(config, root, subject, sessions, seed=seed, progress=progress).model
+    # First, so that a wrong session is noticed before training.
+    trials = person.test(sessions=sessions, normalize=normalize)
+    how = {"seed": seed, "normalize": normalize, "progress": progress}
+    model = tuned(config, root, subject, sessions, **how).model
     made = reconstruct(
         model, trials, person.images, config, subject=subject, limit=images, seed=seed,
         progress=progress,
@@ -227,7 +231,7 @@ def run(
 
 def tuned(
     config: Config, root: Path, subject: int, sessions: int | None, *, seed: int = 0,
-    pretrained: bool = True, progress: bool = True,
+    pretrained: bool = True, normalize: str = "sessions", progress: bool = True,
 ) -> train.Run:  # fmt: skip
     """A subject's fine-tuned model, from seven others' or from scratch, kept or trained now."""
     start = None
@@ -236,9 +240,11 @@ def tuned(
         start = train.load_or_train(
             "pretrained", config, root, subjects=others, seed=seed, progress=progress
         ).model
+    # Pretraining has all sessions, where both are the same; the key of the default stays.
+    how = {} if normalize == "sessions" else {"normalize": normalize}
     return train.load_or_train(
         "fine-tuned", config, root, subject=subject, sessions=sessions, start=start, seed=seed,
-        progress=progress,
+        progress=progress, **how,
     )  # fmt: skip
 
 

@@ -466,7 +466,7 @@ def test_released_files_are_read_without_our_additions(prepared):
             del file[name]
     subject = Subject(prepared, 1)
     assert len(subject.train(1)) + len(subject.test(1, normalize="all")) > 75
-    with pytest.raises(ValueError, match='no session_mean.*normalize="all"'):
+    with pytest.raises(ValueError, match='no session_mean.*normalize="all".*--normalize all'):
         subject.test(1)
     with pytest.raises(ValueError, match="has no 'ncsnr'"):
         _ = subject.ncsnr
