@@ -68,6 +68,7 @@ def _add_run(commands) -> None:
     sub.add_argument("--images", type=int, default=8, help="how many test pictures")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--out", type=Path, help="folder for pictures and captions")
+    sub.add_argument("--device", help="cpu or cuda; default what there is")
     _add_normalize(sub)
     sub.set_defaults(command=run)
 
@@ -177,6 +178,7 @@ def run(options) -> None:
         images=options.images,
         seed=options.seed,
         normalize=options.normalize,
+        device=_device(options.device),
         out=out,
     )
     print(out)

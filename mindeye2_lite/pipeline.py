@@ -69,6 +69,7 @@ def reconstruct(
     limit: int | None = None,
     seed: int = 0,
     steps: int = 38,
+    device: str | None = None,
     progress: bool = True,
 ) -> Reconstructions:
     """Reconstruct the test images of these trials, the first `limit` of them in ascending id.
@@ -77,15 +78,18 @@ def reconstruct(
     the prior, one picture of unCLIP, one refinement each, with noise from `seed`. Pictures larger
     than 256 pixels are kept at 256. Official: `recon_inference`, `enhanced_recon_inference` and the
     blend of `final_evaluations`. Networks stay loaded; `stages.Staged` makes the same pictures with
-    one network in memory at a time, and goes on after a stop.
+    one network in memory at a time, and goes on after a stop. Every network computes on `device`:
+    None is the GPU where there is one, else the CPU. The model is moved there and back.
     """
-    device = str(model.backbone.backbone_linear.weight.device)
+    device, home = device or best_device(), model.backbone.backbone_linear.weight.device
+    model.to(device)
     generator = torch.Generator().manual_seed(seed)
     brain, image_ids = train.brain_outputs(model, trials, subject)
     brain = type(brain)(*(None if x is None else x[:limit] for x in brain))
     image_ids = image_ids[:limit]
     seen = images[image_ids]
     prior_tokens = sample_prior(model, brain.tokens, generator)
+    model.to(home)  # room for the decoders
     options = {"guidance_scale": config.guidance_scale, "num_inference_steps": steps}
     reconstruction = decode(
         unclip.load(config.decoder, device), prior_tokens, generator, progress=progress, **options
@@ -108,6 +112,11 @@ def reconstruct(
         prior_tokens,
         encode_seen(encoders.image_encoder(config.encoder, device), seen, device),
     )
+
+
+def best_device() -> str:
+    """The GPU where there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # ---- the steps, each with the network that it needs ----------------------------------------------
@@ -175,13 +184,14 @@ def score(
     *,
     stage: str = "refined",
     seed: int = 0,
-    device: str = "cpu",
+    device: str | None = None,
 ) -> dict[str, metrics.Score]:
     """The ten metrics of one stage's pictures, each with chance, n and a 95% interval.
 
-    Retrieval belongs to the brain, not to a picture: it is the same for every stage. ValueError
-    if there is no such stage.
+    Retrieval belongs to the brain, not to a picture: it is the same for every stage. `device` as
+    in `reconstruct`. ValueError if there is no such stage.
     """
+    device = device or best_device()
     pictures = dict(out.pictures())
     if stage not in pictures or stage == "seen":
         names = ", ".join(name for name in pictures if name != "seen")
@@ -203,14 +213,15 @@ def run(
     images: int = 8,
     seed: int = 0,
     normalize: str = "sessions",
+    device: str | None = None,
     out: Path | None = None,
     progress: bool = True,
 ) -> Reconstructions:
     """From nothing to refined pictures: data, pretraining, fine-tuning, reconstruction, files.
 
     Everything that an earlier run kept is taken from there. `normalize` as in `nsd.Subject.test`:
-    fewer than all sessions of the released files need "all". Given a folder `out`, writes a PNG
-    per picture and stage, and captions.txt.
+    fewer than all sessions of the released files need "all". `device` as in `reconstruct`. Given a
+    folder `out`, writes a PNG per picture and stage, and captions.txt.
     """
     if images < 1:
         raise ValueError(f"images is {images}: ask for at least one test picture")
@@ -222,7 +233,7 @@ def run(
     model = tuned(config, root, subject, sessions, **how).model
     made = reconstruct(
         model, trials, person.images, config, subject=subject, limit=images, seed=seed,
-        progress=progress,
+        device=device, progress=progress,
     )  # fmt: skip
     if out is not None:
         write(made, Path(out))

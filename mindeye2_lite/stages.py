@@ -63,9 +63,12 @@ class Staged:
     seed: int = 0
     steps: int = 38
     every: int = 32
-    device: str = "cpu"
+    device: str | None = None  # None: the GPU where there is one, else the CPU
     progress: bool = True
     _said: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "device", self.device or pipeline.best_device())
 
     @cached_property
     def place(self) -> Path:

@@ -98,6 +98,8 @@ def fine_tune(
     model = _begin(config, start, subject, person.num_voxels, seed)
     settings = {"batch": config.batch, "per_epoch": config.trials_per_session * sessions}
     settings["seed"] = seed
+    if normalize != "sessions":  # the default keeps the checkpoints that it had
+        settings["normalize"] = normalize
     return _train(
         model,
         config,
@@ -187,7 +189,7 @@ def _train(
     people: Mapping[int, Subject],
     trials: Mapping[int, Trials],
     held_out: tuple[int, Trials],
-    settings: Mapping[str, int],
+    settings: Mapping[str, int | str],
     *,
     name: str,
     folder: str | Path | None = None,

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import h5py
 import pytest
+import torch
 
-from mindeye2_lite import cli, nsd, pipeline, synthetic, train
+from mindeye2_lite import cli, nsd, pipeline, stages, synthetic, train
 from mindeye2_lite.config import Config
 from mindeye2_lite.model import MindEye2
 
@@ -67,3 +68,35 @@ def test_the_commands_pass_on_who_scales(command, monkeypatch, tmp_path):
         line += ["--data", str(tmp_path)]
     assert cli.main(line) == 0
     assert asked["normalize"] == "all"
+
+
+class Moved(Exception):
+    """Stands for a GPU: nothing more is done there."""
+
+
+@pytest.mark.parametrize(("asked", "there"), [(None, "cuda"), ("cpu", "cpu")])
+def test_a_model_that_comes_from_disk_computes_on_the_gpu_if_there_is_one(
+    small_root, asked, there, monkeypatch
+):
+    def moved(_, device):
+        raise Moved(device)
+
+    person = nsd.Subject(small_root, 1)
+    model = MindEye2.from_config(LITE, {1: person.num_voxels})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(MindEye2, "to", moved)
+    with pytest.raises(Moved, match=there):
+        pipeline.reconstruct(model, person.test(), person.images, LITE, device=asked)
+    run = stages.Staged("model", person.test(), person.images, LITE, "kept", device=asked)
+    assert run.device == there
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_without_a_gpu_it_is_the_cpu_and_another_wish_costs_one_line(no_gpu, capsys):
+    assert pipeline.best_device() == "cpu"
+    assert cli.main(["run", "--device", "cuda"]) == 1
+    assert "--device cuda is not available here: choose cpu\n" in capsys.readouterr().err
