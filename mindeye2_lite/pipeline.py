@@ -110,7 +110,9 @@ def reconstruct(
         sentences,
         brain.retrieval,
         prior_tokens,
-        encode_seen(encoders.image_encoder(config.encoder, device), seen, device),
+        encode_seen(
+            encoders.image_encoder(config.encoder, device), seen, device, through=config.score_size
+        ),
     )
 
 
@@ -157,11 +159,17 @@ def decode_blurry(network: encoders.Vae, latents: Tensor, device: str) -> Pictur
     return torch.cat([network.decode(rows.to(device)).cpu() for rows in latents.split(some)])
 
 
-def encode_seen(encoder: encoders.ImageEncoder, pictures: Pictures, device: str) -> Tokens:
-    """Image tokens of the true pictures.
+def encode_seen(
+    encoder: encoders.ImageEncoder, pictures: Pictures, device: str, *, through: int | None = None
+) -> Tokens:
+    """Image tokens of the true pictures: what retrieval finds, or is given.
 
-    Official: they are stretched to 256 pixels and back first, which blurs them a little.
+    `through` is `Config.score_size`. Official: these are the pictures of the evaluation, stretched
+    to 256 pixels; the encoder then shrinks them again, so that they are a little more blurred than
+    those that the model was trained towards.
     """
+    if through is not None:
+        pictures = metrics.resize(pictures, through)
     parts = pictures.split(at_once(pictures))
     return torch.cat([encoder(rows.to(device)).cpu() for rows in parts])
 
@@ -200,7 +208,8 @@ def score(
         name: lambda x, judge=judge: judge(x.to(device)).cpu()
         for name, judge in encoders.judges(config.judges, device).items()
     }
-    scores = metrics.evaluate(pictures[stage], out.seen, judges, seed=seed)
+    how = {"seed": seed, "through": config.score_size}
+    scores = metrics.evaluate(pictures[stage], out.seen, judges, **how)
     found = retrieval.retrieval(out.retrieval_tokens, out.image_tokens, seed=seed)
     return scores | found.scores()
 

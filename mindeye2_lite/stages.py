@@ -80,6 +80,7 @@ class Staged:
             [shipped.get(name, {}).get("sha256", name) for name in names],
             (self.subject, self.seed, self.steps, self.every, config.guidance_scale),
             self.image_ids.tolist(),
+            *([config.score_size] if config.score_size else []),
         )
         key = hashlib.sha256(repr(made_by).encode()).hexdigest()[:12]
         return Path(self.folder) / f"subj{self.subject:02d}-{key}"
@@ -111,7 +112,8 @@ class Staged:
 
         def make(encoder: encoders.ImageEncoder, rows: Tensor, _: torch.Generator) -> Part:
             pictures = self.images[self.image_ids[rows]]
-            return {"tokens": pipeline.encode_seen(encoder, pictures, self.device)}
+            through = self.config.score_size
+            return {"tokens": pipeline.encode_seen(encoder, pictures, self.device, through=through)}
 
         def load() -> encoders.ImageEncoder:
             return encoders.image_encoder(self.config.encoder, self.device)
