@@ -221,6 +221,7 @@ def refiner(parts: Parts, words: SdxlText, device: str = "cpu", name: str = "sdx
     the checkpoint.
     """
     own = SdxlText(parts["text_encoder"], parts["text_encoder_2"])
+    parts["vae"].enable_slicing()  # one picture at a time, whatever `refine` is told
     return Refiner(
         frozen(parts["unet"], device),
         frozen(Vae(parts["vae"], SCALE), device),

@@ -339,3 +339,11 @@ def test_the_configuration_files_need_no_network(tmp_path):
     sdxl._write_sizes(tmp_path, sdxl.SIZES)
     unet = json.loads((tmp_path / "unet" / "config.json").read_text())
     assert unet["_class_name"] == "UNet2DConditionModel" and unet["cross_attention_dim"] == 2048
+
+
+def test_the_vae_decodes_one_picture_after_the_other(parts, small):
+    counts = []
+    hook = parts["vae"].decoder.register_forward_pre_hook(lambda _, x: counts.append(len(x[0])))
+    small.vae.decode(torch.zeros(3, 4, 4, 4))
+    hook.remove()
+    assert counts == [1, 1, 1]
