@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mindeye2_lite import paths, scenes
+from mindeye2_lite import paths, released, scenes
 from mindeye2_lite.config import Config
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -541,9 +541,9 @@ def targets(
             _save_rows(made, image_ids, beside)
         if config.encoder in RELEASED:
             _forget_released()  # training needs the 6 GB that they take on a GPU
+    if config.encoder in RELEASED:  # 0.9 MB per picture: nothing of it has been read yet
+        return Targets(**released.lazily(path))
     kept = load_file(path)
-    if config.encoder in RELEASED:  # 0.9 MB per picture: mapped, nothing has been read yet
-        return Targets(**kept)
     return Targets(**{k: v if k == "image_ids" else v.float() for k, v in kept.items()})
 
 
