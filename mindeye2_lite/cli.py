@@ -67,6 +67,7 @@ def _add_run(commands) -> None:
     sub.add_argument("--sessions", type=int, default=1, help="hours of training data")
     sub.add_argument("--images", type=int, default=8, help="how many test pictures")
     sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--start", type=Path, help="a fine-tuned model: train none")
     sub.add_argument("--out", type=Path, help="folder for pictures and captions")
     sub.add_argument("--device", help="cpu or cuda; default what there is")
     _add_normalize(sub)
@@ -179,6 +180,7 @@ def run(options) -> None:
         seed=options.seed,
         normalize=options.normalize,
         device=_device(options.device),
+        start=options.start,
         out=out,
     )
     print(out)

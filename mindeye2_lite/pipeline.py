@@ -24,7 +24,10 @@ from mindeye2_lite import (
     nsd,
     paths,
     refine,
+    released,
+    released_networks,
     retrieval,
+    sdxl,
     synthetic,
     train,
     unclip,
@@ -223,14 +226,17 @@ def run(
     seed: int = 0,
     normalize: str = "sessions",
     device: str | None = None,
+    start: str | Path | None = None,
     out: Path | None = None,
     progress: bool = True,
 ) -> Reconstructions:
     """From nothing to refined pictures: data, pretraining, fine-tuning, reconstruction, files.
 
     Everything that an earlier run kept is taken from there. `normalize` as in `nsd.Subject.test`:
-    fewer than all sessions of the released files need "all". `device` as in `reconstruct`. Given a
-    folder `out`, writes a PNG per picture and stage, and captions.txt.
+    fewer than all sessions of the released files need "all". `device` as in `reconstruct`.
+    `start` is the file of a fine-tuned model, a released one for instance: then nothing is
+    trained. Given a folder `out`, writes a PNG per picture and stage, and captions.txt.
+    FileNotFoundError in one line, before anything is trained, where a network is not here.
     """
     if images < 1:
         raise ValueError(f"images is {images}: ask for at least one test picture")
@@ -238,8 +244,11 @@ def run(
     person = nsd.Subject(root, subject)
     # First, so that a wrong session is noticed before training.
     trials = person.test(sessions=sessions, normalize=normalize)
-    how = {"seed": seed, "normalize": normalize, "progress": progress}
-    model = tuned(config, root, subject, sessions, **how).model
+    model = None if start is None else opened(start, subject, person.num_voxels)
+    look_for_networks(config, model)
+    if model is None:
+        how = {"seed": seed, "normalize": normalize, "progress": progress}
+        model = tuned(config, root, subject, sessions, **how).model
     made = reconstruct(
         model, trials, person.images, config, subject=subject, limit=images, seed=seed,
         device=device, progress=progress,
@@ -247,6 +256,33 @@ def run(
     if out is not None:
         write(made, Path(out))
     return made
+
+
+def opened(start: str | Path, subject: int, voxels: int) -> MindEye2:
+    """A fine-tuned model's file. ValueError in one line if it is not of that subject's voxels.
+
+    Released files do not say whose they are: their only ridge map is taken for this subject's.
+    """
+    state, names = released.weights(start)
+    model = MindEye2.from_released(state, names or (subject,)).eval()
+    if (found := model.ridge.linear(subject).in_features) != voxels:
+        raise ValueError(f"{start} takes {found} voxels, subject {subject} has {voxels}")
+    return model
+
+
+def look_for_networks(config: Config, model: MindEye2 | None = None) -> None:
+    """Are all networks here that the config names? FileNotFoundError in one line if one is not.
+
+    Without a model it is yet to be trained, which needs the teacher, too.
+    """
+    low_level = config.low_level if model is None else hasattr(model.backbone, "blin1")
+    names = [config.encoder, config.decoder, config.captioner]
+    names += [config.vae] if low_level else []
+    names += [config.teacher] if low_level and model is None else []
+    for name in names:
+        released_networks.look_for(name)
+    if config.refiner != "mini-sdxl":
+        sdxl.look_for(config.refiner)
 
 
 def tuned(

@@ -70,6 +70,34 @@ def fetching(name: str) -> str:
     return f"mindeye2-lite fetch --profile paper{stage} --accept-nsd-terms"
 
 
+def look_for(name: str) -> None:
+    """Are that network's files on this machine? FileNotFoundError in one line if not.
+
+    Only names are looked at. Miniatures are passed over: they come with the package.
+    """
+    if name == "ViT-bigG-14":
+        bigg_source()
+    elif name == "sdxl-unclip":
+        unclip_source()
+    elif name == "git-large-coco":
+        asset("bigG_to_L")
+        there(name, "config.json")
+    elif name in FILES:
+        asset(name)
+
+
+def there(name: str, file: str) -> Path:
+    """A file of the folder of that name in the assets, or in the Hub's cache: as `from_hub`."""
+
+    def find(source: str, **options) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        inside = Path(source, file)
+        return inside if inside.is_file() else Path(hf_hub_download(source, file, **options))
+
+    return from_hub(find, name)
+
+
 def unclip_source() -> Path:
     """The released unCLIP among the assets, or the folder that it was converted to.
 
@@ -152,9 +180,10 @@ def from_hub(load: Callable, name: str, **options) -> Any:
     except (OSError, ValueError) as error:
         told = downloads or folder.is_dir()  # else it is simply not there
         why = f" ({(str(error).splitlines() or [''])[0][:120]})" if told else ""
+        fetched = f"get it with `{fetching(name)}`, " if name in FETCH else ""
         raise FileNotFoundError(
-            f"{name}: cannot be loaded from {source}{why}: get it with `{fetching(name)}`, copy "
-            f"the repository {REPOSITORIES.get(name, name)} to {folder}, or allow downloads with "
+            f"{name}: cannot be loaded from {source}{why}: {fetched}copy the repository "
+            f"{REPOSITORIES.get(name, name)} to {folder}, or allow downloads with "
             "MINDEYE2_LITE_DOWNLOAD=1"
         ) from error
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from mindeye2_lite import paths
 from mindeye2_lite.encoders import Vae, frozen
 from mindeye2_lite.refine import Refiner
-from mindeye2_lite.released_networks import REPOSITORIES, fetching, from_hub
+from mindeye2_lite.released_networks import REPOSITORIES, fetching, from_hub, there
 
 CHECKPOINT = "zavychromaxl_v30.safetensors"
 BASE = "sdxl-base"
@@ -235,6 +235,16 @@ def refiner(parts: Parts, words: SdxlText, device: str = "cpu", name: str = "sdx
     )
 
 
+def look_for(name: str = "sdxl") -> None:
+    """Are that refiner's files on this machine? FileNotFoundError in one line if not."""
+    if Path(name).is_file() or (name == "sdxl" and paths.assets(CHECKPOINT).is_file()):
+        return
+    try:
+        there(BASE if name == "sdxl" else name, "unet/config.json")
+    except FileNotFoundError as error:
+        raise error if name != "sdxl" else FileNotFoundError(_no_sdxl()) from error
+
+
 @functools.cache
 def load(name: str = "sdxl", device: str = "cpu") -> Refiner:
     """The refiner of that name or path; UNet and text in float16 on a GPU, the VAE in float32.
@@ -263,12 +273,16 @@ def _released(device: str, dtype: torch.dtype) -> Refiner:
     try:
         found = load(BASE, device)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"sdxl: no file {path}, and no SDXL base: get the file with `{fetching('sdxl')}`, or "
-            f"copy the repository {REPOSITORIES[BASE]} to {paths.assets(BASE)}"
-        ) from error
+        raise FileNotFoundError(_no_sdxl()) from error
     print(f"refinement by SDXL base: {CHECKPOINT}, which the released code used, is not here")
     return found
+
+
+def _no_sdxl() -> str:
+    return (
+        f"sdxl: no file {paths.assets(CHECKPOINT)}, and no SDXL base: get the file with "
+        f"`{fetching('sdxl')}`, or copy the repository {REPOSITORIES[BASE]} to {paths.assets(BASE)}"
+    )
 
 
 def _of_file(path: Path, device: str, dtype: torch.dtype) -> Refiner:

@@ -1,13 +1,23 @@
 """`mindeye2-lite run` and `pipeline.run`: what is asked for reaches training and the pictures."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import pytest
 import torch
 
-from mindeye2_lite import cli, nsd, pipeline, stages, synthetic, train
+from mindeye2_lite import (
+    cli,
+    nsd,
+    pipeline,
+    released_networks,
+    sdxl,
+    stages,
+    synthetic,
+    train,
+)
 from mindeye2_lite.config import Config
 from mindeye2_lite.model import MindEye2
 
@@ -68,6 +78,115 @@ def test_the_commands_pass_on_who_scales(command, monkeypatch, tmp_path):
         line += ["--data", str(tmp_path)]
     assert cli.main(line) == 0
     assert asked["normalize"] == "all"
+
+
+# -- a model that is there ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cohort(small_root, monkeypatch):
+    """The small cohort for whoever runs; and whoever begins to train fails."""
+
+    def trains(*_, **__):
+        raise AssertionError("training began")
+
+    monkeypatch.setattr(train, "load_or_train", trains)
+    monkeypatch.setattr(synthetic, "open_cohort", lambda *_, **__: small_root)
+    return nsd.Subject(small_root, 1)
+
+
+class Used(Exception):
+    """Stands for the pictures that a model would make."""
+
+
+@pytest.fixture(params=["ours", "released"])
+def file(request, cohort, tmp_path):
+    """A fine-tuned model as we save it, or as the authors do: then it does not say whose it is."""
+    model = MindEye2.from_config(LITE, {1: cohort.num_voxels}, seed=3)
+    if request.param == "ours":
+        return model.save(tmp_path / "model.safetensors")
+    torch.save({"epoch": 149, "model_state_dict": model.state_dict()}, tmp_path / "last.pth")
+    return tmp_path / "last.pth"
+
+
+def test_a_model_that_is_there_is_used_and_nothing_is_trained(file, cohort, tmp_path, monkeypatch):
+    def reconstruct(model, *_, **__):
+        raise Used(model)
+
+    monkeypatch.setattr(pipeline, "reconstruct", reconstruct)
+    line = f"run --start {file} --out {tmp_path} --images 1 --device cpu"
+    with pytest.raises(Used) as used:
+        cli.main(line.split())
+    (model,) = used.value.args
+    expected = MindEye2.from_config(LITE, {1: cohort.num_voxels}, seed=3).state_dict()
+    assert model.subjects == (1,) and not model.training
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, expected[name]), name
+
+
+@pytest.mark.parametrize(
+    ("voxels", "complaint"),
+    [({1: 900}, "takes 900 voxels, subject 1 has 983"), ({2: 983}, "no ri")],
+)
+def test_a_model_of_somebody_else_is_refused_in_one_line(
+    voxels, complaint, cohort, tmp_path, capsys
+):
+    file = MindEye2.from_config(LITE, voxels).save(tmp_path / "model.safetensors")
+    assert cli.main(["run", "--start", str(file)]) == 1
+    said = capsys.readouterr().err
+    assert complaint in said and said.count("\n") == 1
+
+
+# -- networks that are not there ------------------------------------------------------------------
+
+REAL = Config.paper()
+
+
+@pytest.fixture
+def assets(tmp_path, monkeypatch):
+    """No real network anywhere."""
+    monkeypatch.setenv("MINDEYE2_LITE_ASSETS", str(tmp_path / "assets"))
+    monkeypatch.setenv("MINDEYE2_LITE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "assets").mkdir()
+    return tmp_path / "assets"
+
+
+@pytest.mark.parametrize("part", ["encoder", "vae", "teacher", "decoder", "captioner", "refiner"])
+def test_a_network_that_is_not_here_is_noticed_before_training(part, cohort, assets):
+    config = replace(LITE, **{part: getattr(REAL, part)})
+    with pytest.raises(FileNotFoundError, match="fetch --profile paper --stages") as error:
+        pipeline.run(config, progress=False)
+    assert "\n" not in str(error.value)
+
+
+def test_only_the_networks_that_are_used_are_looked_for(assets, cohort):
+    heads = replace(LITE, vae=REAL.vae, teacher=REAL.teacher)
+    pipeline.look_for_networks(replace(heads, low_level=False))
+    model = MindEye2.from_config(LITE, {1: cohort.num_voxels})
+    (assets / released_networks.FILES[REAL.vae]).touch()
+    pipeline.look_for_networks(heads, model)
+    with pytest.raises(FileNotFoundError, match=REAL.teacher):
+        pipeline.look_for_networks(heads)
+
+
+def test_networks_that_are_here_are_found_by_their_names_alone(assets):
+    for file in (*released_networks.FILES.values(), released_networks.UNCLIP, sdxl.CHECKPOINT):
+        (assets / file).touch()
+    with pytest.raises(FileNotFoundError, match="git-large-coco"):
+        pipeline.look_for_networks(REAL)
+    (assets / REAL.captioner).mkdir()
+    (assets / REAL.captioner / "config.json").touch()
+    pipeline.look_for_networks(REAL)
+
+
+def test_the_message_on_sdxl_base_does_not_say_that_fetch_gets_it(assets):
+    with pytest.raises(FileNotFoundError, match="sdxl-base: cannot be loaded") as error:
+        sdxl.look_for("sdxl-base")
+    assert "mindeye2-lite fetch" not in str(error.value)
+
+
+# -- where it computes ----------------------------------------------------------------------------
 
 
 class Moved(Exception):
