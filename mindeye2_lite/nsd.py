@@ -148,13 +148,13 @@ class Subject:
 
     @cached_property
     def images(self) -> Images:
-        """Every picture of the cohort, read by index."""
-        found = sorted(self.root.glob("coco_images_*_float16.hdf5"))
+        """Every picture of the cohort, read by index; the largest, where there are several sizes."""
+        found = list(self.root.glob("coco_images_*_float16.hdf5"))
         if not found:
             raise FileNotFoundError(
                 f"no coco_images_*_float16.hdf5 in {self.root}: run nsd.prepare"
             )
-        return Images(found[-1])
+        return Images(max(found, key=_pixels))
 
     def captions(self, image_id: int) -> list[str]:
         """The captions that people (or the generator of the cohort) wrote for a picture."""
@@ -256,6 +256,12 @@ class Subject:
         trials = np.array([len(self._train(s)) for s in range(1, sessions + 1)])
         known_mean, known_std = _pooled(mean[:sessions], std[:sessions], trials)
         return (raw - known_mean) / known_std
+
+
+def _pixels(path: Path) -> int:
+    """The side of a file's pictures, from its name: as text, 64 would come after 224."""
+    size = path.name.split("_")[2]
+    return int(size) if size.isdecimal() else 0
 
 
 def _pooled(mean: np.ndarray, std: np.ndarray, trials: np.ndarray) -> tuple:

@@ -150,6 +150,15 @@ def test_images_are_the_stimuli(tree, subject):
     assert len(subject.images) == len(bricks) == 730
 
 
+def test_of_several_sizes_the_largest_pictures_are_read(tmp_path):
+    for size in (96, 224, 64):
+        with h5py.File(tmp_path / f"coco_images_{size}_float16.hdf5", "w") as file:
+            file["images"] = np.zeros((1, 3, 2, 2), np.float16)
+    subject = object.__new__(Subject)
+    subject.root = tmp_path
+    assert subject.images.path.name == "coco_images_224_float16.hdf5"
+
+
 def test_larger_stimuli_are_made_smaller(tree, tmp_path):
     out = prepare(tree.root, tmp_path, progress=False, image_size=32)
     assert Images(out / "coco_images_32_float16.hdf5")[[0]].shape == (1, 3, 32, 32)
