@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -33,6 +32,7 @@ from mindeye2_lite.nsd_raw import (
     entry,
     open_hdf5,
     prepare,
+    reading,
     there,
 )
 
@@ -88,7 +88,7 @@ class Images:
         if len(ids) and not (0 <= ids.min() and ids.max() < len(self)):
             raise ValueError(f"{self.path} has images 0 to {len(self) - 1}; asked for {ids.max()}")
         out = np.empty((len(ids), *self.shape[1:]), np.float32)
-        with h5py.File(self.path) as file:
+        with open_hdf5(self.path) as file, reading(self.path):
             images = file["images"]
             for row, image in enumerate(ids):  # faster than h5py's own fancy indexing
                 out[row] = images[int(image)]
@@ -148,7 +148,7 @@ class Subject:
 
     @cached_property
     def images(self) -> Images:
-        """Every picture of the cohort, read by index; the largest, where there are several sizes."""
+        """Every picture of the cohort, read by index; of several sizes the largest."""
         found = list(self.root.glob("coco_images_*_float16.hdf5"))
         if not found:
             raise FileNotFoundError(
@@ -241,7 +241,7 @@ class Subject:
     def _voxels(self, rows: np.ndarray, session: np.ndarray) -> np.ndarray:
         """Rows of the betas, a session at a time, so that memory holds what is asked for."""
         out = np.empty((len(rows), self.num_voxels), np.float32)
-        with open_hdf5(self._betas_file) as file:
+        with open_hdf5(self._betas_file) as file, reading(self._betas_file):
             for number in np.unique(session):
                 here = np.flatnonzero(session == number)
                 first, last = rows[here].min(), rows[here].max() + 1

@@ -10,7 +10,8 @@ import pytest
 import torch
 import webdataset
 
-from mindeye2_lite import nsd, nsd_raw, synthetic
+from mindeye2_lite import encoders, nsd, nsd_raw, synthetic
+from mindeye2_lite.config import Config
 from mindeye2_lite.nsd import Images, Subject, Trials, prepare
 
 FOLDER = "func1pt8mm/betas_fithrf_GLMdenoise_RR"
@@ -369,6 +370,41 @@ def test_damaged_chunks_are_found_and_leave_nothing(copy, tmp_path):
     out = tmp_path / "out"
     match = r"betas_session03.hdf5 is (damaged|cut short)"
     fails(ValueError, match, lambda: prepare(copy.root, out, progress=False), out)
+
+
+def damage_middle(path, chunks: h5py.Dataset) -> None:
+    """Nothing but zeros in a compressed chunk of that dataset."""
+    where = chunks.id.get_chunk_info(chunks.id.get_num_chunks() // 2)
+    with path.open("r+b") as file:
+        file.seek(where.byte_offset)
+        file.write(bytes(where.size))
+
+
+def test_damaged_stimuli_are_named_and_not_what_is_written_from_them(copy, tmp_path):
+    path = copy.root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
+    with h5py.File(path, "a") as file:
+        bricks = file["imgBrick"][:]
+        del file["imgBrick"]
+        file.create_dataset("imgBrick", data=bricks, compression="gzip")
+    with h5py.File(path) as file:
+        damage_middle(path, file["imgBrick"])
+    with pytest.raises(ValueError, match=r"nsd_stimuli.hdf5 is damaged[^\n]*$"):
+        prepare(copy.root, tmp_path / "out", progress=False)
+
+
+def test_damaged_pictures_are_named_and_not_the_targets_that_are_made_of_them(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "coco_images_64_float16.hdf5"
+    with h5py.File(path, "w") as file:
+        pixels = np.random.default_rng(0).random((8, 3, 64, 64)).astype(np.float16)
+        file.create_dataset("images", data=pixels, chunks=(1, 3, 64, 64), compression="gzip")
+        file.flush()
+        damage_middle(path, file["images"])
+    images, ids = Images(path), torch.arange(8)
+    monkeypatch.setattr(encoders, "_targets_key", lambda *_: "key")
+    with pytest.raises(ValueError, match="coco_images_64_float16.hdf5 is damaged"):
+        encoders.targets(images, ids, Config.lite(), progress=False)
 
 
 def test_a_mask_of_another_shape_is_named(copy, tmp_path):
