@@ -13,7 +13,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -85,14 +86,27 @@ class HuggingFace:
         """Asked anew each time. OSError in one line where there is no answer."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-        said = get_hf_file_metadata(hf_hub_url(repository, file, repo_type=kind))
+        with _answering():
+            said = get_hf_file_metadata(hf_hub_url(repository, file, repo_type=kind))
         return Stated(said.size, said.etag if len(said.etag or "") == 64 else None)
 
     def download(self, repository: str, kind: str, file: str, folder: Path | None) -> Path:
         """Into that folder, or where huggingface_hub keeps files of its own."""
         from huggingface_hub import hf_hub_download
 
-        return Path(hf_hub_download(repository, file, repo_type=kind, local_dir=folder))
+        with _answering():
+            return Path(hf_hub_download(repository, file, repo_type=kind, local_dir=folder))
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Whatever huggingface_hub raises, as OSError: without a network it is none of these."""
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        raise OSError(f"no answer ({str(error) or type(error).__name__})") from error
 
 
 class Web:

@@ -225,6 +225,23 @@ def test_a_hub_that_does_not_answer_costs_one_line():
         quietly(ONE, hub=Silent(), accept_nsd_terms=True)
 
 
+def test_without_a_network_the_real_hub_costs_one_line_too(monkeypatch):
+    closed = "http://127.0.0.1:9/file"  # refuses at once
+    monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda *_, **__: closed)
+    with pytest.raises(OSError, match=r"^cannot fetch [^\n]*refused[^\n]*$"):
+        fetch([ONE], accept_nsd_terms=True, say=lambda line: None)
+
+    class Lost(Exception):
+        """As httpx's errors, which are no OSError."""
+
+    def downloads(*_, **__):
+        raise Lost("connection lost")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", downloads)
+    with pytest.raises(OSError, match="connection lost"):
+        assets.HuggingFace().download("a/b", "model", "c", None)
+
+
 def test_the_state_of_an_asset_is_missing_here_or_wrong(folder):
     large = Asset(("large.bin",), 0.05, "data", "numbers", "nsd")
     assert state(large) == "missing"
