@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mindeye2_lite import paths, released
+from mindeye2_lite import paths, released, unclip_released
 from mindeye2_lite.encoders import ImageEncoder, Vae, frozen
 
 FILES = {
@@ -189,10 +189,13 @@ def from_hub(load: Callable, name: str, **options) -> Any:
 
 
 def fingerprint(name: str) -> str:
-    """What tells one version of a network's weights from another: files, sizes, times of change."""
+    """What tells one version of a network's weights from another: names of files, sizes, ends.
+
+    Not times of change: a copy, or the same file fetched again, gives the same.
+    """
     path = bigg_source()[0] if name == "ViT-bigG-14" else asset(name)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    kept = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    kept = [f"{file.name} {unclip_released.fingerprint(file)}" for file in files]
     return " ".join([name, *kept, PREPROCESSING])
 
 
