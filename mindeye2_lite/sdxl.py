@@ -152,12 +152,17 @@ def from_folder(source: str | Path, dtype: torch.dtype = torch.float32) -> Parts
 
 
 def _part(source: str | Path, name: str, dtype: torch.dtype) -> nn.Module:
-    """One part; its half-size files (fp16) are taken where there are any."""
+    """One part, from files of its own precision where there are any, else from the others.
+
+    Rounded to float16, the VAE's weights would not be those that it was trained with.
+    """
     load, options = classes()[name].from_pretrained, {"subfolder": name, "torch_dtype": dtype}
+    half, full = {"variant": "fp16"}, {}
+    first, second = (full, half) if dtype == torch.float32 else (half, full)
     try:
-        return from_hub(load, str(source), variant="fp16", **options)
+        return from_hub(load, str(source), **first, **options)
     except FileNotFoundError:
-        return from_hub(load, str(source), **options)
+        return from_hub(load, str(source), **second, **options)
 
 
 def from_file(
