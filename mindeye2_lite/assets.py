@@ -30,7 +30,9 @@ __all__ = [
 ]  # fmt: skip
 TERMS = "https://cvnlab.slite.page/p/IB6BSeW_7o/Terms-and-Conditions"
 ACCESS_FORM = "https://forms.gle/xue2bCdM9LaFNMeb7"
-STAGES = ("data", "released", "training", "decoding", "captions", "refinement", "judging")
+STAGES = ("data", "released", "training", "decoding", "captions", "refinement", "judging", "more")
+USED = STAGES[:-1]  # "more": what the authors' own evaluation reads, and no module here
+BIGG, UNCLIP = "ViT-bigG-14", "sdxl-unclip"
 CHECKED = ".checked.json"  # in `paths.assets()`: what has been hashed and was right
 ROUGHLY = 0.2  # by which share of the stated size a whole file may differ from ours
 
@@ -40,18 +42,21 @@ def needed(
     subjects: Sequence[int] = (1,),
     *,
     sessions: int | None = None,
-    stages: Sequence[str] = STAGES,
+    stages: Sequence[str] = USED,
 ) -> list[Asset]:
     """What this config asks for, for these subjects and stages; nothing where it is synthetic.
 
-    `sessions` (1 or 40) picks among the released fine-tuned models; without it, both. ValueError
-    for a subject or a stage that there is not.
+    `sessions` (1 or 40) picks among the released fine-tuned models; without it, both. OpenCLIP's
+    bigG is left out where the unCLIP is chosen, too: that file holds the same image tower.
+    ValueError for a subject or a stage that there is not.
     """
     if unknown := [s for s in subjects if s not in VOXELS]:
         raise ValueError(f"there is no subject {unknown[0]}: choose from 1 to 8")
     if unknown := [s for s in stages if s not in STAGES]:
         raise ValueError(f"there is no stage {unknown[0]!r}: choose from {', '.join(STAGES)}")
     parts = set(asdict(config).values())
+    if "decoding" in stages and UNCLIP in parts:
+        parts.discard(BIGG)
     return [
         asset
         for asset in table()

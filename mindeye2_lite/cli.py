@@ -246,7 +246,7 @@ def fetch(options) -> None:
         Config.of(options.profile),
         options.subjects,
         sessions=options.sessions,
-        stages=options.stages or assets.STAGES,
+        stages=options.stages or assets.USED,
     )
     if not chosen:
         print(f"{options.profile} needs nothing from outside")

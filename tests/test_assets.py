@@ -121,6 +121,20 @@ def test_judging_asks_for_every_network_of_the_six_scores():
     assert f"{clip.repository}/{clip.name}" == get_pretrained_url("ViT-L-14", "openai")
 
 
+def test_bigg_is_not_fetched_beside_the_unclip_which_holds_the_same_tower():
+    bigg = "open_clip_model.safetensors"
+    for profile in (Config.colab(), Config.paper()):
+        together = names(config=profile, stages=("training", "decoding"))
+        assert "unclip6_epoch0_step110000.ckpt" in together and bigg not in together
+        assert bigg in names(config=profile, stages=("training",))
+
+
+def test_what_nothing_here_reads_is_fetched_only_when_asked_for():
+    unread = names(config=Config.paper(), stages=("more",))
+    assert "gnet_multisubject.pt" in unread and "evals/all_images.pt" in unread
+    assert not set(unread) & set(names(config=Config.paper()))
+
+
 def test_every_asset_says_what_it_is_for_and_under_which_license():
     for asset in assets.table():
         assert asset.use and asset.license and asset.gigabytes > 0
