@@ -72,12 +72,11 @@ def _shared_data() -> list[Asset]:
         Asset(("coco_images_224_float16.hdf5",), pixels / 1e9, "data", "pictures", "nsd"),
         Asset(("shared1000.npy",), 7.3e-5, "data", "which pictures all saw", "nsd"),
         Asset(("brain_region_masks.hdf5",), 0.0008, "data", "regions of each voxel", "nsd"),
-        Asset(("evals/all_images.pt",), 0.602, "judging", "test pictures", "nsd"),
-        Asset(("evals/all_captions.pt",), 0.0008, "judging", "COCO captions", "nsd"),
-        Asset(
-            ("evals/all_git_generated_captions.pt",), 5e-5, "judging", "GIT's captions", "nsd"
-        ),
-        Asset(("gnet_multisubject.pt",), 1.3, "judging", "brain correlation", "nsd"),
+        # What the released evaluation reads, and nothing here does.
+        Asset(("evals/all_images.pt",), 0.602, "more", "test pictures", "nsd"),
+        Asset(("evals/all_captions.pt",), 0.0008, "more", "COCO captions", "nsd"),
+        Asset(("evals/all_git_generated_captions.pt",), 5e-5, "more", "GIT's captions", "nsd"),
+        Asset(("gnet_multisubject.pt",), 1.3, "more", "brain correlation", "nsd"),
     ]  # fmt: skip
 
 

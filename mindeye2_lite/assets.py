@@ -13,7 +13,8 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -29,7 +30,9 @@ __all__ = [
 ]  # fmt: skip
 TERMS = "https://cvnlab.slite.page/p/IB6BSeW_7o/Terms-and-Conditions"
 ACCESS_FORM = "https://forms.gle/xue2bCdM9LaFNMeb7"
-STAGES = ("data", "released", "training", "decoding", "captions", "refinement", "judging")
+STAGES = ("data", "released", "training", "decoding", "captions", "refinement", "judging", "more")
+USED = STAGES[:-1]  # "more": what the authors' own evaluation reads, and no module here
+BIGG, UNCLIP = "ViT-bigG-14", "sdxl-unclip"
 CHECKED = ".checked.json"  # in `paths.assets()`: what has been hashed and was right
 ROUGHLY = 0.2  # by which share of the stated size a whole file may differ from ours
 
@@ -39,18 +42,21 @@ def needed(
     subjects: Sequence[int] = (1,),
     *,
     sessions: int | None = None,
-    stages: Sequence[str] = STAGES,
+    stages: Sequence[str] = USED,
 ) -> list[Asset]:
     """What this config asks for, for these subjects and stages; nothing where it is synthetic.
 
-    `sessions` (1 or 40) picks among the released fine-tuned models; without it, both. ValueError
-    for a subject or a stage that there is not.
+    `sessions` (1 or 40) picks among the released fine-tuned models; without it, both. OpenCLIP's
+    bigG is left out where the unCLIP is chosen, too: that file holds the same image tower.
+    ValueError for a subject or a stage that there is not.
     """
     if unknown := [s for s in subjects if s not in VOXELS]:
         raise ValueError(f"there is no subject {unknown[0]}: choose from 1 to 8")
     if unknown := [s for s in stages if s not in STAGES]:
         raise ValueError(f"there is no stage {unknown[0]!r}: choose from {', '.join(STAGES)}")
     parts = set(asdict(config).values())
+    if "decoding" in stages and UNCLIP in parts:
+        parts.discard(BIGG)
     return [
         asset
         for asset in table()
@@ -85,14 +91,27 @@ class HuggingFace:
         """Asked anew each time. OSError in one line where there is no answer."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-        said = get_hf_file_metadata(hf_hub_url(repository, file, repo_type=kind))
+        with _answering():
+            said = get_hf_file_metadata(hf_hub_url(repository, file, repo_type=kind))
         return Stated(said.size, said.etag if len(said.etag or "") == 64 else None)
 
     def download(self, repository: str, kind: str, file: str, folder: Path | None) -> Path:
         """Into that folder, or where huggingface_hub keeps files of its own."""
         from huggingface_hub import hf_hub_download
 
-        return Path(hf_hub_download(repository, file, repo_type=kind, local_dir=folder))
+        with _answering():
+            return Path(hf_hub_download(repository, file, repo_type=kind, local_dir=folder))
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Whatever huggingface_hub raises, as OSError: without a network it is none of these."""
+    try:
+        yield
+    except (OSError, ValueError):
+        raise
+    except Exception as error:
+        raise OSError(f"no answer ({str(error) or type(error).__name__})") from error
 
 
 class Web:

@@ -180,12 +180,13 @@ def caption(
 ) -> list[str]:
     """One sentence per picture, greedily, from its image tokens.
 
-    `max_length` counts ids with the start; None means the captioner's own, 20 for GIT-large.
+    `max_length` counts ids with the start; None means the captioner's own, 20 for GIT-large. Tokens
+    may be of half precision: they are computed with in the converter's.
     """
     sentences, words = [], captioner.words or tokenizer().decode_batch
-    first = captioner.git.config.bos_token_id
+    first, like = captioner.git.config.bos_token_id, captioner.converter.linear1.weight
     for tokens in tqdm(image_tokens.split(batch), "captions", disable=not progress, mininterval=1):
-        converted = captioner.converter(tokens.to(captioner.device))
+        converted = captioner.converter(tokens.to(like))
         start = torch.full((len(tokens), 1), first, device=captioner.device)
         ids = captioner.git.generate(
             pixel_values=converted[:, None],

@@ -67,7 +67,10 @@ def _add_run(commands) -> None:
     sub.add_argument("--sessions", type=int, default=1, help="hours of training data")
     sub.add_argument("--images", type=int, default=8, help="how many test pictures")
     sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--start", type=Path, help="a fine-tuned model: train none")
     sub.add_argument("--out", type=Path, help="folder for pictures and captions")
+    sub.add_argument("--device", help="cpu or cuda; default what there is")
+    _add_normalize(sub)
     sub.set_defaults(command=run)
 
 
@@ -130,6 +133,7 @@ def _add_train(commands) -> None:
     sub.add_argument("--start", type=Path, help="model to fine-tune; default from scratch")
     sub.add_argument("--out", type=Path, help="folder for checkpoints and the model")
     sub.add_argument("--seed", type=int, default=0)
+    _add_normalize(sub)
     sub.add_argument("--max-steps", type=int, help="fewer epochs if they took more steps")
     sub.add_argument("--no-low-level", action="store_true", help="leave out the low-level head")
     sub.add_argument("--precision", help="fp32, bf16 or fp16; default bf16 where the GPU can")
@@ -157,6 +161,11 @@ def _add_who(sub) -> None:
     sub.add_argument("--pretrain", action="store_true", help="on the seven others")
 
 
+def _add_normalize(sub) -> None:
+    text = "who scales a test trial: the sessions in use, or its own (released files: all)"
+    sub.add_argument("--normalize", default="sessions", choices=["sessions", "all"], help=text)
+
+
 def run(options) -> None:
     """Train what is missing, reconstruct the first test pictures, and keep them as files."""
     from mindeye2_lite import paths, pipeline
@@ -169,6 +178,9 @@ def run(options) -> None:
         sessions=options.sessions,
         images=options.images,
         seed=options.seed,
+        normalize=options.normalize,
+        device=_device(options.device),
+        start=options.start,
         out=out,
     )
     print(out)
@@ -234,7 +246,7 @@ def fetch(options) -> None:
         Config.of(options.profile),
         options.subjects,
         sessions=options.sessions,
-        stages=options.stages or assets.STAGES,
+        stages=options.stages or assets.USED,
     )
     if not chosen:
         print(f"{options.profile} needs nothing from outside")
@@ -280,6 +292,7 @@ def train(options) -> None:
     name = f"{kind}-subject{options.subject}"
     folder = options.out or paths.runs(config.profile, "train", name)
     shared = {"folder": folder, "seed": options.seed, "hardware": hardware}
+    shared["normalize"] = options.normalize
     if options.pretrain:
         others = tuple(s for s in range(1, 9) if s != options.subject)
         training.pretrain(config, root, others, **shared)

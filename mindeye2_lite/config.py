@@ -52,6 +52,7 @@ class Config:
     refiner: str = "sdxl"
     guidance_scale: float = 5.0
     judges: str = "paper-judges"
+    score_size: int | None = 256  # pixels that all pictures pass through before they are judged
 
     @classmethod
     def lite(cls) -> "Config":
@@ -79,6 +80,7 @@ class Config:
             captioner="mini-git",
             refiner="mini-sdxl",
             judges="mini-judges",
+            score_size=None,  # pictures of 64 pixels are judged as they are
         )
 
     @classmethod

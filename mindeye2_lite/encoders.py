@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mindeye2_lite import paths, scenes
+from mindeye2_lite import paths, released, scenes
 from mindeye2_lite.config import Config
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -69,6 +69,7 @@ CNNS = {  # width of each stage; every stage halves the picture
 }
 NO_LABELS = ("swav", "mini-vicreg")  # trained without labels; shipped without a head
 RELEASED = ("ViT-bigG-14", "sd-image-variations-vae", "convnext-xl-vicregl")  # not shipped
+FEW = 16  # pictures that these are given at once: a choice for cards of 16 GB, not measured
 
 
 # ---- weights -----------------------------------------------------------------------------------
@@ -492,14 +493,15 @@ class Targets:
     one fixed color-jittered copy per image, where the released code draws a new one each time.
     Those of the real networks are float16 and lie in their file, mapped: a row is read when asked
     for, processes of one machine share what is in memory, and who computes with it makes it
-    float32. Those of the miniatures are small, and float32 already.
+    float32. Those of the miniatures are small, and float32 already. Without a low-level head there
+    are tokens alone.
     """
 
     image_ids: Int[Tensor, " images"]  # ascending
     tokens: Float[Tensor, "images tokens dim"]
-    latents: Float[Tensor, "images 4 side side"]
-    aux: Float[Tensor, "images places aux"]
-    aux_augmented: Float[Tensor, "images places aux"]
+    latents: Float[Tensor, "images 4 side side"] | None = None
+    aux: Float[Tensor, "images places aux"] | None = None
+    aux_augmented: Float[Tensor, "images places aux"] | None = None
 
     def index(self, image_ids: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Rows of these images. KeyError names the first image that is not here."""
@@ -512,7 +514,8 @@ class Targets:
         return rows
 
     def to(self, device: str | torch.device) -> "Targets":
-        return Targets(**{name: value.to(device) for name, value in vars(self).items()})
+        kept = {name: value for name, value in vars(self).items() if value is not None}
+        return Targets(**{name: value.to(device) for name, value in kept.items()})
 
 
 def targets(
@@ -523,7 +526,8 @@ def targets(
 
     `images` is an `nsd.Images` (or any array-like that takes a tensor of ids and gives pictures in
     [0, 1]). The cache file's name holds a key of the networks' weights and of the pictures, so a
-    change in either makes new targets.
+    change in either makes new targets. Without `config.low_level` only the image encoder is asked
+    for. `batch` pictures are read and augmented at once; the real networks are given fewer.
     """
     from safetensors.torch import load_file
 
@@ -537,9 +541,9 @@ def targets(
             _save_rows(made, image_ids, beside)
         if config.encoder in RELEASED:
             _forget_released()  # training needs the 6 GB that they take on a GPU
+    if config.encoder in RELEASED:  # 0.9 MB per picture: nothing of it has been read yet
+        return Targets(**released.lazily(path))
     kept = load_file(path)
-    if config.encoder in RELEASED:  # 0.9 MB per picture: mapped, nothing has been read yet
-        return Targets(**kept)
     return Targets(**{k: v if k == "image_ids" else v.float() for k, v in kept.items()})
 
 
@@ -561,14 +565,20 @@ def _save_rows(parts: Iterable[dict[str, Tensor]], image_ids: Tensor, path: Path
 
 
 def _targets_of(pictures: Tensor, config: Config, device: str) -> dict[str, Tensor]:
-    look = teacher(config.teacher, device)
-    made = {
-        "tokens": image_encoder(config.encoder, device)(pictures),
-        "latents": vae(config.vae, device).encode(pictures),
-        "aux": look(pictures),
-        "aux_augmented": look(_augmentation(config.teacher)(pictures)),
+    few = FEW if config.encoder in RELEASED else len(pictures)
+
+    def of(network: Features, seen: Tensor) -> Tensor:
+        return torch.cat([network(rows).half().cpu() for rows in seen.split(few)])
+
+    made = {"tokens": of(image_encoder(config.encoder, device), pictures)}
+    if not config.low_level:
+        return made
+    look, augmented = teacher(config.teacher, device), _augmentation(config.teacher)(pictures)
+    return made | {
+        "latents": of(vae(config.vae, device).encode, pictures),
+        "aux": of(look, pictures),
+        "aux_augmented": of(look, augmented),
     }
-    return {name: value.half().cpu() for name, value in made.items()}
 
 
 def _forget_released() -> None:
@@ -606,7 +616,7 @@ def augment(
 
 
 def _targets_key(images, image_ids: Tensor, config: Config) -> str:
-    names = (config.encoder, config.vae, config.teacher)
+    names = (config.encoder, *((config.vae, config.teacher) if config.low_level else ()))
     probe = images[image_ids[:: max(1, len(image_ids) // 8)]]
     parts = [
         *(_weights_key(name) for name in names),

@@ -187,16 +187,21 @@ def evaluate(
     *,
     seed: int = 0,
     size: int = SIZE,
+    through: int | None = None,
     batch: int = 32,
 ) -> dict[str, Score]:
     """PixCorr, SSIM and the judges' six scores, each with chance, n and a 95% interval.
 
-    `seen` is first brought to the reconstruction's size (in the paper: 224 to 256 pixels). A judge
-    takes pictures in [0, 1], does its own resizing and normalizing, and returns (b, features).
-    Judges that are absent are left out. ValueError if the pictures do not pair up or are fewer
-    than two: without a second picture nothing can be identified.
+    Both sides are first brought to `through` pixels; the released evaluation does so with 256, for
+    seen pictures of 224 as for reconstructions of 768, and without antialiasing. Where `through`
+    is None, `seen` is brought to the reconstruction's size, which stays as it is. A judge takes
+    pictures in [0, 1], does its own resizing and normalizing, and returns (b, features). Judges
+    that are absent are left out. ValueError if the pictures do not pair up or are fewer than two:
+    without a second picture nothing can be identified.
     """
     _same_number(reconstruction, seen)
+    if through is not None:
+        reconstruction = resize(reconstruction, through)
     seen = _to_size_of(reconstruction, seen)
     scores = _pixel_scores(reconstruction, seen, size, seed)
     for name in [name for name in (*TWO_WAY, *DISTANCE) if name in judges]:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pandas as pd
 import torch
@@ -33,6 +32,7 @@ from mindeye2_lite.nsd_raw import (
     entry,
     open_hdf5,
     prepare,
+    reading,
     there,
 )
 
@@ -88,7 +88,7 @@ class Images:
         if len(ids) and not (0 <= ids.min() and ids.max() < len(self)):
             raise ValueError(f"{self.path} has images 0 to {len(self) - 1}; asked for {ids.max()}")
         out = np.empty((len(ids), *self.shape[1:]), np.float32)
-        with h5py.File(self.path) as file:
+        with open_hdf5(self.path) as file, reading(self.path):
             images = file["images"]
             for row, image in enumerate(ids):  # faster than h5py's own fancy indexing
                 out[row] = images[int(image)]
@@ -148,13 +148,13 @@ class Subject:
 
     @cached_property
     def images(self) -> Images:
-        """Every picture of the cohort, read by index."""
-        found = sorted(self.root.glob("coco_images_*_float16.hdf5"))
+        """Every picture of the cohort, read by index; of several sizes the largest."""
+        found = list(self.root.glob("coco_images_*_float16.hdf5"))
         if not found:
             raise FileNotFoundError(
                 f"no coco_images_*_float16.hdf5 in {self.root}: run nsd.prepare"
             )
-        return Images(found[-1])
+        return Images(max(found, key=_pixels))
 
     def captions(self, image_id: int) -> list[str]:
         """The captions that people (or the generator of the cohort) wrote for a picture."""
@@ -194,7 +194,8 @@ class Subject:
             if "session_mean" not in file:
                 raise ValueError(
                     f"{self._betas_file.name} has no session_mean (a released file): "
-                    'pass normalize="all", or run nsd.prepare on the raw data'
+                    'pass normalize="all" (a command: --normalize all), or run nsd.prepare on the '
+                    "raw data"
                 )
             return file["session_mean"][:], file["session_std"][:]
 
@@ -240,7 +241,7 @@ class Subject:
     def _voxels(self, rows: np.ndarray, session: np.ndarray) -> np.ndarray:
         """Rows of the betas, a session at a time, so that memory holds what is asked for."""
         out = np.empty((len(rows), self.num_voxels), np.float32)
-        with open_hdf5(self._betas_file) as file:
+        with open_hdf5(self._betas_file) as file, reading(self._betas_file):
             for number in np.unique(session):
                 here = np.flatnonzero(session == number)
                 first, last = rows[here].min(), rows[here].max() + 1
@@ -255,6 +256,12 @@ class Subject:
         trials = np.array([len(self._train(s)) for s in range(1, sessions + 1)])
         known_mean, known_std = _pooled(mean[:sessions], std[:sessions], trials)
         return (raw - known_mean) / known_std
+
+
+def _pixels(path: Path) -> int:
+    """The side of a file's pictures, from its name: as text, 64 would come after 224."""
+    size = path.name.split("_")[2]
+    return int(size) if size.isdecimal() else 0
 
 
 def _pooled(mean: np.ndarray, std: np.ndarray, trials: np.ndarray) -> tuple:

@@ -21,7 +21,8 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -208,8 +209,9 @@ def _write_images(raw: Path, out: Path, image_size: int | None, block: int = 256
         with paths.write_beside(path) as beside, h5py.File(beside, "w") as file:
             images = file.create_dataset("images", (len(bricks), 3, size, size), np.float16)
             for first in range(0, len(bricks), block):
-                pixels = _resized(bricks[first : first + block], size)
-                images[first : first + block] = pixels
+                with reading(_stimuli(raw)):
+                    pixels = bricks[first : first + block]
+                images[first : first + block] = _resized(pixels, size)
 
 
 def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -246,13 +248,11 @@ def _read_betas(path: Path, mask: np.ndarray, block: int = 150) -> np.ndarray:
     """
     with open_hdf5(path) as file:
         betas = file["betas"]
-        try:
+        with reading(path):
             parts = [
                 betas[first : first + block].transpose(0, 3, 2, 1)[:, mask]
                 for first in range(0, len(betas), block)
             ]
-        except OSError as error:
-            raise ValueError(f"{path} is damaged: shape {betas.shape} cannot be read") from error
     return np.concatenate(parts).astype(np.float32) / SCALE
 
 
@@ -363,6 +363,17 @@ def open_hdf5(path: Path) -> h5py.File:
         raise
     except OSError as error:
         raise ValueError(f"{path} is cut short or not an HDF5 file ({error})") from error
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Whatever cannot be read is the fault of that file, also while another one is written."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"{path} is damaged: it cannot be read ({error})") from error
 
 
 def entry(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group:

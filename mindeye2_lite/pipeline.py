@@ -24,7 +24,10 @@ from mindeye2_lite import (
     nsd,
     paths,
     refine,
+    released,
+    released_networks,
     retrieval,
+    sdxl,
     synthetic,
     train,
     unclip,
@@ -69,6 +72,7 @@ def reconstruct(
     limit: int | None = None,
     seed: int = 0,
     steps: int = 38,
+    device: str | None = None,
     progress: bool = True,
 ) -> Reconstructions:
     """Reconstruct the test images of these trials, the first `limit` of them in ascending id.
@@ -77,15 +81,18 @@ def reconstruct(
     the prior, one picture of unCLIP, one refinement each, with noise from `seed`. Pictures larger
     than 256 pixels are kept at 256. Official: `recon_inference`, `enhanced_recon_inference` and the
     blend of `final_evaluations`. Networks stay loaded; `stages.Staged` makes the same pictures with
-    one network in memory at a time, and goes on after a stop.
+    one network in memory at a time, and goes on after a stop. Every network computes on `device`:
+    None is the GPU where there is one, else the CPU. The model is moved there and back.
     """
-    device = str(model.backbone.backbone_linear.weight.device)
+    device, home = device or best_device(), model.backbone.backbone_linear.weight.device
+    model.to(device)
     generator = torch.Generator().manual_seed(seed)
     brain, image_ids = train.brain_outputs(model, trials, subject)
     brain = type(brain)(*(None if x is None else x[:limit] for x in brain))
     image_ids = image_ids[:limit]
     seen = images[image_ids]
     prior_tokens = sample_prior(model, brain.tokens, generator)
+    model.to(home)  # room for the decoders
     options = {"guidance_scale": config.guidance_scale, "num_inference_steps": steps}
     reconstruction = decode(
         unclip.load(config.decoder, device), prior_tokens, generator, progress=progress, **options
@@ -106,8 +113,15 @@ def reconstruct(
         sentences,
         brain.retrieval,
         prior_tokens,
-        encode_seen(encoders.image_encoder(config.encoder, device), seen, device),
+        encode_seen(
+            encoders.image_encoder(config.encoder, device), seen, device, through=config.score_size
+        ),
     )
+
+
+def best_device() -> str:
+    """The GPU where there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # ---- the steps, each with the network that it needs ----------------------------------------------
@@ -148,11 +162,17 @@ def decode_blurry(network: encoders.Vae, latents: Tensor, device: str) -> Pictur
     return torch.cat([network.decode(rows.to(device)).cpu() for rows in latents.split(some)])
 
 
-def encode_seen(encoder: encoders.ImageEncoder, pictures: Pictures, device: str) -> Tokens:
-    """Image tokens of the true pictures.
+def encode_seen(
+    encoder: encoders.ImageEncoder, pictures: Pictures, device: str, *, through: int | None = None
+) -> Tokens:
+    """Image tokens of the true pictures: what retrieval finds, or is given.
 
-    Official: they are stretched to 256 pixels and back first, which blurs them a little.
+    `through` is `Config.score_size`. Official: these are the pictures of the evaluation, stretched
+    to 256 pixels; the encoder then shrinks them again, so that they are a little more blurred than
+    those that the model was trained towards.
     """
+    if through is not None:
+        pictures = metrics.resize(pictures, through)
     parts = pictures.split(at_once(pictures))
     return torch.cat([encoder(rows.to(device)).cpu() for rows in parts])
 
@@ -175,13 +195,14 @@ def score(
     *,
     stage: str = "refined",
     seed: int = 0,
-    device: str = "cpu",
+    device: str | None = None,
 ) -> dict[str, metrics.Score]:
     """The ten metrics of one stage's pictures, each with chance, n and a 95% interval.
 
-    Retrieval belongs to the brain, not to a picture: it is the same for every stage. ValueError
-    if there is no such stage.
+    Retrieval belongs to the brain, not to a picture: it is the same for every stage. `device` as
+    in `reconstruct`. ValueError if there is no such stage.
     """
+    device = device or best_device()
     pictures = dict(out.pictures())
     if stage not in pictures or stage == "seen":
         names = ", ".join(name for name in pictures if name != "seen")
@@ -190,7 +211,8 @@ def score(
         name: lambda x, judge=judge: judge(x.to(device)).cpu()
         for name, judge in encoders.judges(config.judges, device).items()
     }
-    scores = metrics.evaluate(pictures[stage], out.seen, judges, seed=seed)
+    how = {"seed": seed, "through": config.score_size}
+    scores = metrics.evaluate(pictures[stage], out.seen, judges, **how)
     found = retrieval.retrieval(out.retrieval_tokens, out.image_tokens, seed=seed)
     return scores | found.scores()
 
@@ -202,32 +224,70 @@ def run(
     sessions: int | None = 1,
     images: int = 8,
     seed: int = 0,
+    normalize: str = "sessions",
+    device: str | None = None,
+    start: str | Path | None = None,
     out: Path | None = None,
     progress: bool = True,
 ) -> Reconstructions:
     """From nothing to refined pictures: data, pretraining, fine-tuning, reconstruction, files.
 
-    Everything that an earlier run kept is taken from there. Given a folder `out`, writes a PNG per
-    picture and stage, and captions.txt.
+    Everything that an earlier run kept is taken from there. `normalize` as in `nsd.Subject.test`:
+    fewer than all sessions of the released files need "all". `device` as in `reconstruct`.
+    `start` is the file of a fine-tuned model, a released one for instance: then nothing is
+    trained. Given a folder `out`, writes a PNG per picture and stage, and captions.txt.
+    FileNotFoundError in one line, before anything is trained, where a network is not here.
     """
     if images < 1:
         raise ValueError(f"images is {images}: ask for at least one test picture")
     root = synthetic.open_cohort(config, progress=progress)
     person = nsd.Subject(root, subject)
-    trials = person.test(sessions=sessions)  # first: a wrong session is noticed before training
-    model = tuned(config, root, subject, sessions, seed=seed, progress=progress).model
+    # First, so that a wrong session is noticed before training.
+    trials = person.test(sessions=sessions, normalize=normalize)
+    model = None if start is None else opened(start, subject, person.num_voxels)
+    look_for_networks(config, model)
+    if model is None:
+        how = {"seed": seed, "normalize": normalize, "progress": progress}
+        model = tuned(config, root, subject, sessions, **how).model
     made = reconstruct(
         model, trials, person.images, config, subject=subject, limit=images, seed=seed,
-        progress=progress,
+        device=device, progress=progress,
     )  # fmt: skip
     if out is not None:
         write(made, Path(out))
     return made
 
 
+def opened(start: str | Path, subject: int, voxels: int) -> MindEye2:
+    """A fine-tuned model's file. ValueError in one line if it is not of that subject's voxels.
+
+    Released files do not say whose they are: their only ridge map is taken for this subject's.
+    """
+    state, names = released.weights(start)
+    model = MindEye2.from_released(state, names or (subject,)).eval()
+    if (found := model.ridge.linear(subject).in_features) != voxels:
+        raise ValueError(f"{start} takes {found} voxels, subject {subject} has {voxels}")
+    return model
+
+
+def look_for_networks(config: Config, model: MindEye2 | None = None) -> None:
+    """Are all networks here that the config names? FileNotFoundError in one line if one is not.
+
+    Without a model it is yet to be trained, which needs the teacher, too.
+    """
+    low_level = config.low_level if model is None else hasattr(model.backbone, "blin1")
+    names = [config.encoder, config.decoder, config.captioner]
+    names += [config.vae] if low_level else []
+    names += [config.teacher] if low_level and model is None else []
+    for name in names:
+        released_networks.look_for(name)
+    if config.refiner != "mini-sdxl":
+        sdxl.look_for(config.refiner)
+
+
 def tuned(
     config: Config, root: Path, subject: int, sessions: int | None, *, seed: int = 0,
-    pretrained: bool = True, progress: bool = True,
+    pretrained: bool = True, normalize: str = "sessions", progress: bool = True,
 ) -> train.Run:  # fmt: skip
     """A subject's fine-tuned model, from seven others' or from scratch, kept or trained now."""
     start = None
@@ -236,9 +296,11 @@ def tuned(
         start = train.load_or_train(
             "pretrained", config, root, subjects=others, seed=seed, progress=progress
         ).model
+    # Pretraining has all sessions, where both are the same; the key of the default stays.
+    how = {} if normalize == "sessions" else {"normalize": normalize}
     return train.load_or_train(
         "fine-tuned", config, root, subject=subject, sessions=sessions, start=start, seed=seed,
-        progress=progress,
+        progress=progress, **how,
     )  # fmt: skip
 
 

@@ -137,8 +137,9 @@ def blend(
     """share · refined + (1 − share) · blurry; the refined picture where there is no blurry one.
 
     `share` is a number, or a name of `BLENDS`: "released" is the 0.75 of the evaluation notebook,
-    "paper" the 4:1 of the text. Official: blended at 256 pixels; blending first and then resizing
-    without antialiasing, as the metrics do, gives the same. ValueError for another name.
+    "paper" the 4:1 of the text. Official: all pictures are brought to 256 pixels and blended there;
+    blending at 768 and then bringing the blend to 256, as `metrics.evaluate(..., through=256)`
+    does, gives the same. ValueError for another name.
     """
     if isinstance(share, str):
         if share not in BLENDS:

@@ -13,6 +13,7 @@ No released file was at hand: their form is known from the released code and fro
 
 import io
 import json
+import mmap
 import pickle
 import re
 import struct
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 ZIP = b"PK\x03\x04"
@@ -31,6 +33,8 @@ LOCAL_HEADER = 30  # bytes before a record's name in a zip file
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 ZERO_PART = re.compile(r"zero_to_fp32\.py$|latest$|.*mp_rank_\d+_\w+_states\.pt$")
 
+MAP_NORESERVE = 0x4000  # Linux's number for it, which Python's mmap does not name
+SAFETENSORS = {"F32": torch.float32, "F16": torch.float16, "I64": torch.int64}
 STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -51,7 +55,8 @@ def read(path: str | Path) -> Any:
     No code of the file runs. Tensors are views of the file itself, mapped into memory, so change
     or delete it only when you are done; files from before torch 1.6 are read into memory. The
     numbers are not checked (a hash of the file does that). ValueError in one line for a file that
-    is cut short, that torch.save did not write, or that is a part of a DeepSpeed ZeRO checkpoint.
+    is cut short, that torch.save did not write, or that is a part of a DeepSpeed ZeRO checkpoint;
+    OSError where memory does not suffice.
     """
     path = _one_file(Path(path))
     try:
@@ -61,6 +66,34 @@ def read(path: str | Path) -> Any:
             return _read_zip(path, file) if is_zip else _read_legacy(file)
     except Exception as error:  # whatever a damaged or malicious file brings about
         raise _unreadable(path, "torch.save", error) from error
+
+
+def mapped(file: BinaryIO) -> UInt8[Tensor, " bytes"]:
+    """The bytes of an open file, which may be larger than memory: what is used is read then.
+
+    What is written to the tensor stays in memory and does not reach the file. torch's own mapping
+    and that of safetensors reserve memory for all of it, and are refused where that is not there.
+    """
+    if sys.platform != "linux":
+        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    else:
+        flags = mmap.MAP_PRIVATE | MAP_NORESERVE
+        whole = mmap.mmap(file.fileno(), 0, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+    return torch.frombuffer(whole, dtype=torch.uint8)
+
+
+def lazily(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file of ours, mapped: rows are read when they are used."""
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header, numbers = json.loads(file.read(length)), mapped(file)[8 + length :]
+    return {
+        name: numbers[slice(*entry["data_offsets"])]
+        .view(SAFETENSORS[entry["dtype"]])
+        .view(entry["shape"])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 def weights(source: str | Path | Mapping[str, Any]) -> tuple[dict[str, Tensor], list[int] | None]:
@@ -168,16 +201,14 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in records:
             _check_byteorder(archive.read(f"{root}byteorder") == b"little")
-        mapped = torch.from_file(
-            str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8
-        )
+        bytes_of_file = mapped(file)
 
         def storage(dtype: torch.dtype, key: str, _location: Any, length: int) -> Tensor:
             start, size = _place(file, records[f"{root}data/{key}"])
             nbytes = length * dtype.itemsize
             if nbytes > size:
                 raise ValueError("a tensor reaches beyond its numbers")
-            part = mapped[start : start + nbytes]
+            part = bytes_of_file[start : start + nbytes]
             # torch aligns its records; copy one that something else has moved.
             return (part.clone() if start % dtype.itemsize else part).view(dtype)
 
@@ -242,8 +273,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], list[int] | None]:
         raise _unreadable(path, "save_file of safetensors", error) from error
 
 
-def _unreadable(path: Path, writer: str, error: Exception) -> ValueError:
+def _unreadable(path: Path, writer: str, error: Exception) -> ValueError | OSError:
     why = (str(error).strip() or type(error).__name__).split("\n")[0]
+    if isinstance(error, MemoryError) or "annot allocate memory" in why:
+        return OSError(f"not enough memory to open {path.name} ({why}): the file may be whole")
     return ValueError(
         f"cannot read {path.name} ({why}): it is cut short, or {writer} did not write it; "
         "fetch it again, or give another file"

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mindeye2_lite import paths, released
+from mindeye2_lite import paths, released, unclip_released
 from mindeye2_lite.encoders import ImageEncoder, Vae, frozen
 
 FILES = {
@@ -68,6 +68,34 @@ def fetching(name: str) -> str:
     """What to type to get that network."""
     stage = f" --stages {FETCH[name]}" if name in FETCH else ""
     return f"mindeye2-lite fetch --profile paper{stage} --accept-nsd-terms"
+
+
+def look_for(name: str) -> None:
+    """Are that network's files on this machine? FileNotFoundError in one line if not.
+
+    Only names are looked at. Miniatures are passed over: they come with the package.
+    """
+    if name == "ViT-bigG-14":
+        bigg_source()
+    elif name == "sdxl-unclip":
+        unclip_source()
+    elif name == "git-large-coco":
+        asset("bigG_to_L")
+        there(name, "config.json")
+    elif name in FILES:
+        asset(name)
+
+
+def there(name: str, file: str) -> Path:
+    """A file of the folder of that name in the assets, or in the Hub's cache: as `from_hub`."""
+
+    def find(source: str, **options) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        inside = Path(source, file)
+        return inside if inside.is_file() else Path(hf_hub_download(source, file, **options))
+
+    return from_hub(find, name)
 
 
 def unclip_source() -> Path:
@@ -152,18 +180,22 @@ def from_hub(load: Callable, name: str, **options) -> Any:
     except (OSError, ValueError) as error:
         told = downloads or folder.is_dir()  # else it is simply not there
         why = f" ({(str(error).splitlines() or [''])[0][:120]})" if told else ""
+        fetched = f"get it with `{fetching(name)}`, " if name in FETCH else ""
         raise FileNotFoundError(
-            f"{name}: cannot be loaded from {source}{why}: get it with `{fetching(name)}`, copy "
-            f"the repository {REPOSITORIES.get(name, name)} to {folder}, or allow downloads with "
+            f"{name}: cannot be loaded from {source}{why}: {fetched}copy the repository "
+            f"{REPOSITORIES.get(name, name)} to {folder}, or allow downloads with "
             "MINDEYE2_LITE_DOWNLOAD=1"
         ) from error
 
 
 def fingerprint(name: str) -> str:
-    """What tells one version of a network's weights from another: files, sizes, times of change."""
+    """What tells one version of a network's weights from another: names of files, sizes, ends.
+
+    Not times of change: a copy, or the same file fetched again, gives the same.
+    """
     path = bigg_source()[0] if name == "ViT-bigG-14" else asset(name)
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    kept = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    kept = [f"{file.name} {unclip_released.fingerprint(file)}" for file in files]
     return " ".join([name, *kept, PREPROCESSING])
 
 

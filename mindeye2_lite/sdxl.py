@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from mindeye2_lite import paths
 from mindeye2_lite.encoders import Vae, frozen
 from mindeye2_lite.refine import Refiner
-from mindeye2_lite.released_networks import REPOSITORIES, fetching, from_hub
+from mindeye2_lite.released_networks import REPOSITORIES, fetching, from_hub, there
 
 CHECKPOINT = "zavychromaxl_v30.safetensors"
 BASE = "sdxl-base"
@@ -152,12 +152,17 @@ def from_folder(source: str | Path, dtype: torch.dtype = torch.float32) -> Parts
 
 
 def _part(source: str | Path, name: str, dtype: torch.dtype) -> nn.Module:
-    """One part; its half-size files (fp16) are taken where there are any."""
+    """One part, from files of its own precision where there are any, else from the others.
+
+    Rounded to float16, the VAE's weights would not be those that it was trained with.
+    """
     load, options = classes()[name].from_pretrained, {"subfolder": name, "torch_dtype": dtype}
+    half, full = {"variant": "fp16"}, {}
+    first, second = (full, half) if dtype == torch.float32 else (half, full)
     try:
-        return from_hub(load, str(source), variant="fp16", **options)
+        return from_hub(load, str(source), **first, **options)
     except FileNotFoundError:
-        return from_hub(load, str(source), **options)
+        return from_hub(load, str(source), **second, **options)
 
 
 def from_file(
@@ -221,6 +226,7 @@ def refiner(parts: Parts, words: SdxlText, device: str = "cpu", name: str = "sdx
     the checkpoint.
     """
     own = SdxlText(parts["text_encoder"], parts["text_encoder_2"])
+    parts["vae"].enable_slicing()  # one picture at a time, whatever `refine` is told
     return Refiner(
         frozen(parts["unet"], device),
         frozen(Vae(parts["vae"], SCALE), device),
@@ -232,6 +238,16 @@ def refiner(parts: Parts, words: SdxlText, device: str = "cpu", name: str = "sdx
         THROUGH,
         batch=1,
     )
+
+
+def look_for(name: str = "sdxl") -> None:
+    """Are that refiner's files on this machine? FileNotFoundError in one line if not."""
+    if Path(name).is_file() or (name == "sdxl" and paths.assets(CHECKPOINT).is_file()):
+        return
+    try:
+        there(BASE if name == "sdxl" else name, "unet/config.json")
+    except FileNotFoundError as error:
+        raise error if name != "sdxl" else FileNotFoundError(_no_sdxl()) from error
 
 
 @functools.cache
@@ -262,12 +278,16 @@ def _released(device: str, dtype: torch.dtype) -> Refiner:
     try:
         found = load(BASE, device)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"sdxl: no file {path}, and no SDXL base: get the file with `{fetching('sdxl')}`, or "
-            f"copy the repository {REPOSITORIES[BASE]} to {paths.assets(BASE)}"
-        ) from error
+        raise FileNotFoundError(_no_sdxl()) from error
     print(f"refinement by SDXL base: {CHECKPOINT}, which the released code used, is not here")
     return found
+
+
+def _no_sdxl() -> str:
+    return (
+        f"sdxl: no file {paths.assets(CHECKPOINT)}, and no SDXL base: get the file with "
+        f"`{fetching('sdxl')}`, or copy the repository {REPOSITORIES[BASE]} to {paths.assets(BASE)}"
+    )
 
 
 def _of_file(path: Path, device: str, dtype: torch.dtype) -> Refiner:

@@ -63,9 +63,12 @@ class Staged:
     seed: int = 0
     steps: int = 38
     every: int = 32
-    device: str = "cpu"
+    device: str | None = None  # None: the GPU where there is one, else the CPU
     progress: bool = True
     _said: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    def __post_init__(self):
+        object.__setattr__(self, "device", self.device or pipeline.best_device())
 
     @cached_property
     def place(self) -> Path:
@@ -77,6 +80,7 @@ class Staged:
             [shipped.get(name, {}).get("sha256", name) for name in names],
             (self.subject, self.seed, self.steps, self.every, config.guidance_scale),
             self.image_ids.tolist(),
+            *([config.score_size] if config.score_size else []),
         )
         key = hashlib.sha256(repr(made_by).encode()).hexdigest()[:12]
         return Path(self.folder) / f"subj{self.subject:02d}-{key}"
@@ -108,7 +112,8 @@ class Staged:
 
         def make(encoder: encoders.ImageEncoder, rows: Tensor, _: torch.Generator) -> Part:
             pictures = self.images[self.image_ids[rows]]
-            return {"tokens": pipeline.encode_seen(encoder, pictures, self.device)}
+            through = self.config.score_size
+            return {"tokens": pipeline.encode_seen(encoder, pictures, self.device, through=through)}
 
         def load() -> encoders.ImageEncoder:
             return encoders.image_encoder(self.config.encoder, self.device)

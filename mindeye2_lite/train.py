@@ -33,7 +33,7 @@ from mindeye2_lite.nsd import Subject, Trials
 from mindeye2_lite.retrieval import Retrieval, retrieval
 
 HELD_OUT = 30  # shared images that the progress bar's retrieval looks at
-AFTER_TRAINING = ("decoder", "captioner", "refiner", "guidance_scale", "judges")
+AFTER_TRAINING = ("decoder", "captioner", "refiner", "guidance_scale", "judges", "score_size")
 
 
 class Run(NamedTuple):
@@ -197,7 +197,7 @@ def _train(
     people: Mapping[int, Subject],
     trials: Mapping[int, Trials],
     held_out: tuple[int, Trials],
-    settings: Mapping[str, int],
+    settings: Mapping[str, int | str],
     *,
     name: str,
     folder: str | Path | None = None,

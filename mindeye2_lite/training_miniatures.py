@@ -727,6 +727,7 @@ def _share(right: np.ndarray, chance: float | None = None) -> dict:
 
 
 def _mean(values, unit: str = "", chance: float | None = None) -> dict:
+    values = values.cpu() if isinstance(values, Tensor) else values  # it may be on a GPU
     values = np.asarray(getattr(values, "per_image", values), dtype=float)
     half = 1.96 * values.std(ddof=1) / math.sqrt(len(values))
     mean = float(values.mean())

@@ -121,6 +121,20 @@ def test_judging_asks_for_every_network_of_the_six_scores():
     assert f"{clip.repository}/{clip.name}" == get_pretrained_url("ViT-L-14", "openai")
 
 
+def test_bigg_is_not_fetched_beside_the_unclip_which_holds_the_same_tower():
+    bigg = "open_clip_model.safetensors"
+    for profile in (Config.colab(), Config.paper()):
+        together = names(config=profile, stages=("training", "decoding"))
+        assert "unclip6_epoch0_step110000.ckpt" in together and bigg not in together
+        assert bigg in names(config=profile, stages=("training",))
+
+
+def test_what_nothing_here_reads_is_fetched_only_when_asked_for():
+    unread = names(config=Config.paper(), stages=("more",))
+    assert "gnet_multisubject.pt" in unread and "evals/all_images.pt" in unread
+    assert not set(unread) & set(names(config=Config.paper()))
+
+
 def test_every_asset_says_what_it_is_for_and_under_which_license():
     for asset in assets.table():
         assert asset.use and asset.license and asset.gigabytes > 0
@@ -223,6 +237,23 @@ def test_a_hub_that_does_not_answer_costs_one_line():
 
     with pytest.raises(OSError, match="^cannot fetch train_logs/a/last.pth of [^\n]*no route to"):
         quietly(ONE, hub=Silent(), accept_nsd_terms=True)
+
+
+def test_without_a_network_the_real_hub_costs_one_line_too(monkeypatch):
+    closed = "http://127.0.0.1:9/file"  # refuses at once
+    monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda *_, **__: closed)
+    with pytest.raises(OSError, match=r"^cannot fetch [^\n]*refused[^\n]*$"):
+        fetch([ONE], accept_nsd_terms=True, say=lambda line: None)
+
+    class Lost(Exception):
+        """As httpx's errors, which are no OSError."""
+
+    def downloads(*_, **__):
+        raise Lost("connection lost")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", downloads)
+    with pytest.raises(OSError, match="connection lost"):
+        assets.HuggingFace().download("a/b", "model", "c", None)
 
 
 def test_the_state_of_an_asset_is_missing_here_or_wrong(folder):

@@ -143,7 +143,7 @@ def test_fewer_than_one_picture_is_refused(images, data, cache, complaint):
     assert f"images is {images}" in complaint("run", "--images", images)
 
 
-def test_a_subject_that_does_not_exist_is_told_who_there_is(data, cache, complaint):
+def test_a_subject_that_does_not_exist_is_told_who_there_is(damaged, cache, complaint):
     assert re.match(r"no subject 9 in .*: there are \[1\]", complaint("run", "--subject", 9))
     assert not files(cache)
 

@@ -113,6 +113,13 @@ def test_the_released_captioner_says_what_git_says_of_the_same_tokens(assets):
     assert captioner.max_length == captions.LONGEST == 20
 
 
+def test_tokens_of_half_precision_are_captioned_as_those_of_full(assets):
+    write_git_large(assets)
+    captioner = captions.load("git-large-coco")
+    half = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(2)).half()
+    assert captions.caption(captioner, half) == captions.caption(captioner, half.float())
+
+
 @pytest.mark.parametrize("gone", ["bigG_to_L_epoch8.pth", "git-large-coco"])
 def test_a_missing_part_of_the_captioner_costs_one_line(assets, gone):
     write_git_large(assets)

@@ -152,6 +152,19 @@ def test_seen_pictures_of_another_size_come_to_the_reconstructions_size(pictures
     assert set(shapes) == {96}
 
 
+def test_both_sides_pass_through_a_size_before_anything_is_scored(generator):
+    recon, seen = (torch.rand(3, 3, n, n, generator=generator) for n in (768, 224))
+    shown = []
+    judge = {"CLIP": lambda x: shown.append(x.clone()) or x}
+    through = metrics.evaluate(recon, seen, judge, through=256, size=64)
+    assert torch.equal(shown[0], metrics.resize(seen, 256))
+    assert torch.equal(shown[1], recon[:, :, 1::3, 1::3]), "every third pixel: no antialiasing"
+    at_256 = metrics.evaluate(metrics.resize(recon, 256), metrics.resize(seen, 256), {}, size=64)
+    assert through["PixCorr"].value == at_256["PixCorr"].value
+    direct = metrics.evaluate(recon, seen, {}, size=64)
+    assert abs(direct["PixCorr"].value - through["PixCorr"].value) > 1e-4
+
+
 def test_judges_see_small_batches_without_gradients(pictures):
     sizes = []
     judge = {"CLIP": lambda x: sizes.append(len(x)) or x.requires_grad_() * 1}

@@ -10,7 +10,8 @@ import pytest
 import torch
 import webdataset
 
-from mindeye2_lite import nsd, nsd_raw, synthetic
+from mindeye2_lite import encoders, nsd, nsd_raw, synthetic
+from mindeye2_lite.config import Config
 from mindeye2_lite.nsd import Images, Subject, Trials, prepare
 
 FOLDER = "func1pt8mm/betas_fithrf_GLMdenoise_RR"
@@ -148,6 +149,15 @@ def test_images_are_the_stimuli(tree, subject):
     expected = torch.from_numpy(bricks[ids]).permute(0, 3, 1, 2).float() / 255
     torch.testing.assert_close(images, expected, atol=3e-4, rtol=0)
     assert len(subject.images) == len(bricks) == 730
+
+
+def test_of_several_sizes_the_largest_pictures_are_read(tmp_path):
+    for size in (96, 224, 64):
+        with h5py.File(tmp_path / f"coco_images_{size}_float16.hdf5", "w") as file:
+            file["images"] = np.zeros((1, 3, 2, 2), np.float16)
+    subject = object.__new__(Subject)
+    subject.root = tmp_path
+    assert subject.images.path.name == "coco_images_224_float16.hdf5"
 
 
 def test_larger_stimuli_are_made_smaller(tree, tmp_path):
@@ -362,6 +372,41 @@ def test_damaged_chunks_are_found_and_leave_nothing(copy, tmp_path):
     fails(ValueError, match, lambda: prepare(copy.root, out, progress=False), out)
 
 
+def damage_middle(path, chunks: h5py.Dataset) -> None:
+    """Nothing but zeros in a compressed chunk of that dataset."""
+    where = chunks.id.get_chunk_info(chunks.id.get_num_chunks() // 2)
+    with path.open("r+b") as file:
+        file.seek(where.byte_offset)
+        file.write(bytes(where.size))
+
+
+def test_damaged_stimuli_are_named_and_not_what_is_written_from_them(copy, tmp_path):
+    path = copy.root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
+    with h5py.File(path, "a") as file:
+        bricks = file["imgBrick"][:]
+        del file["imgBrick"]
+        file.create_dataset("imgBrick", data=bricks, compression="gzip")
+    with h5py.File(path) as file:
+        damage_middle(path, file["imgBrick"])
+    with pytest.raises(ValueError, match=r"nsd_stimuli.hdf5 is damaged[^\n]*$"):
+        prepare(copy.root, tmp_path / "out", progress=False)
+
+
+def test_damaged_pictures_are_named_and_not_the_targets_that_are_made_of_them(
+    tmp_path, monkeypatch
+):
+    path = tmp_path / "coco_images_64_float16.hdf5"
+    with h5py.File(path, "w") as file:
+        pixels = np.random.default_rng(0).random((8, 3, 64, 64)).astype(np.float16)
+        file.create_dataset("images", data=pixels, chunks=(1, 3, 64, 64), compression="gzip")
+        file.flush()
+        damage_middle(path, file["images"])
+    images, ids = Images(path), torch.arange(8)
+    monkeypatch.setattr(encoders, "_targets_key", lambda *_: "key")
+    with pytest.raises(ValueError, match="coco_images_64_float16.hdf5 is damaged"):
+        encoders.targets(images, ids, Config.lite(), progress=False)
+
+
 def test_a_mask_of_another_shape_is_named(copy, tmp_path):
     image = nibabel.Nifti1Image(np.ones((22, 20, 15), np.int16), np.eye(4))
     nibabel.save(image, copy.roi / "nsdgeneral.nii.gz")
@@ -466,7 +511,7 @@ def test_released_files_are_read_without_our_additions(prepared):
             del file[name]
     subject = Subject(prepared, 1)
     assert len(subject.train(1)) + len(subject.test(1, normalize="all")) > 75
-    with pytest.raises(ValueError, match='no session_mean.*normalize="all"'):
+    with pytest.raises(ValueError, match='no session_mean.*normalize="all".*--normalize all'):
         subject.test(1)
     with pytest.raises(ValueError, match="has no 'ncsnr'"):
         _ = subject.ncsnr

@@ -68,6 +68,23 @@ def test_files_are_one_per_picture_and_stage_and_the_captions(made, tmp_path):
     assert lines == [f"{i}\t{text}" for i, text in zip(ids, made.captions, strict=True)]
 
 
+def test_the_gallery_is_of_the_pictures_that_are_scored(made, person):
+    whole = reconstruct(person, dataclasses.replace(LITE, score_size=96))
+    encoder = encoders.image_encoder()
+    assert torch.equal(whole.image_tokens, encoder(metrics.resize(made.seen, 96)))
+    assert torch.equal(made.image_tokens, encoder(made.seen)), "lite: as they are"
+    assert not torch.equal(whole.image_tokens, made.image_tokens)
+    assert torch.equal(whole.refined, made.refined)
+
+
+def test_scores_are_of_pictures_of_the_config_s_size(perfect, monkeypatch):
+    asked = []
+    monkeypatch.setattr(metrics, "evaluate", lambda *_, **how: asked.append(how["through"]) or {})
+    for config in (LITE, dataclasses.replace(LITE, score_size=256)):
+        pipeline.score(perfect, config)
+    assert asked == [None, 256]
+
+
 # -- scores ---------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ The traps work: each is first shown to go off under Python's own unpickler.
 
 import enum
 import io
+import json
 import os
 import pickle
 import pickletools
@@ -234,6 +235,51 @@ def test_a_file_cut_short_gives_one_clear_line(saved, kept, tmp_path):
     (tmp_path / "last.pth").write_bytes(content[:end])
     with pytest.raises(ValueError, match="^cannot read last.pth [^\n]* cut short[^\n]*fetch it"):
         MindEye2.from_released(tmp_path / "last.pth")
+
+
+LARGER_THAN_ANY_MEMORY = 2**40  # bytes: a hole in a file, which takes no room on disk
+
+
+def test_a_file_larger_than_memory_opens_and_what_is_changed_stays_in_memory(tmp_path):
+    whole, path = tmp_path / "whole.pth", tmp_path / "last.pth"
+    torch.save({"model_state_dict": golden_weights()}, whole)
+    with path.open("wb") as file:
+        file.write(released.ZIP)
+        file.seek(LARGER_THAN_ANY_MEMORY)
+        file.write(whole.read_bytes())
+    for _ in range(2):
+        found, _ = released.weights(path)
+        for name, weight in golden_weights().items():
+            assert torch.equal(found[name], weight), name
+        next(iter(found.values())).zero_()
+
+
+def test_numbers_kept_in_a_file_larger_than_memory_are_read_row_by_row(tmp_path):
+    rows = LARGER_THAN_ANY_MEMORY // 8
+    kept = {"image_ids": ("I64", [2], [0, 16]), "tokens": ("F16", [rows, 4], [16, 16 + 8 * rows])}
+    keys = ("dtype", "shape", "data_offsets")
+    header = {name: dict(zip(keys, entry, strict=True)) for name, entry in kept.items()}
+    said = json.dumps(header | {"__metadata__": {}}).encode()
+    said += b" " * (-len(said) % 8)
+    with (tmp_path / "kept.safetensors").open("wb") as file:
+        file.write(len(said).to_bytes(8, "little") + said)
+        file.write(torch.tensor([3, 5]).numpy().tobytes())
+        file.seek(8 * rows - 8, os.SEEK_CUR)
+        file.write(torch.ones(4, dtype=torch.float16).numpy().tobytes())
+    found = released.lazily(tmp_path / "kept.safetensors")
+    assert found["image_ids"].tolist() == [3, 5] and found["tokens"].shape == (rows, 4)
+    assert found["tokens"][-2:].tolist() == [[0] * 4, [1] * 4]
+
+
+def test_too_little_memory_is_not_told_as_a_damaged_file(tmp_path, monkeypatch):
+    def refused(_):
+        raise OSError(12, "Cannot allocate memory")
+
+    torch.save({"model_state_dict": golden_weights()}, tmp_path / "last.pth")
+    monkeypatch.setattr(released, "mapped", refused)
+    with pytest.raises(OSError, match="^not enough memory to open last.pth[^\n]*$") as error:
+        released.read(tmp_path / "last.pth")
+    assert "cut short" not in str(error.value)
 
 
 def legacy(path: Path) -> tuple[bytes, list[str], bytes]:

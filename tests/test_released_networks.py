@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mindeye2_lite import encoders, released_networks
+from mindeye2_lite import encoders, paths, released_networks
 from mindeye2_lite.config import Config
 
 CACHED = (encoders.image_encoder, encoders.vae, released_networks.teacher)
@@ -469,6 +469,35 @@ def test_targets_of_the_real_networks_are_kept_batch_by_batch_as_float16(real, v
     assert not again.tokens[-1].flatten()[-50:].any(), "they are the file, not a copy of it"
 
 
+def test_without_a_low_level_head_the_image_encoder_is_all_that_is_needed(real, assets):
+    config, calls, images = real
+    whole = encoders.targets(images, torch.arange(3), config, progress=False)
+    for path in assets.glob("*.pth"):  # the VAE and the teacher
+        path.unlink()
+    config = dataclasses.replace(config, low_level=False)
+    made = encoders.targets(images, torch.arange(3), config, progress=False)
+    assert len(calls) == 2 and torch.equal(made.tokens, whole.tokens)
+    assert made.latents is made.aux is made.aux_augmented is None
+    assert torch.equal(made.to("cpu").tokens, made.tokens) and made.to("cpu").latents is None
+
+
+def test_the_real_networks_are_given_sixteen_pictures_at_once(real, monkeypatch):
+    config, _, images = real
+    expected = encoders.targets(images, torch.arange(20), config, progress=False)
+    given, encode = [], encoders.Vae.encode
+
+    def counted(self, pictures):
+        given.append(len(pictures))
+        return encode(self, pictures)
+
+    monkeypatch.setattr(encoders.Vae, "encode", counted)
+    for kept in paths.targets().iterdir():
+        kept.unlink()
+    made = encoders.targets(images, torch.arange(20), config, progress=False)
+    assert given == [16, 4]
+    assert torch.equal(made.aux_augmented, expected.aux_augmented)
+
+
 def test_another_file_of_weights_or_of_pictures_makes_new_targets(real, bigg, assets):
     config, calls, images = real
     ids = torch.tensor([1, 2])
@@ -476,12 +505,21 @@ def test_another_file_of_weights_or_of_pictures_makes_new_targets(real, bigg, as
     images.path.write_bytes(b"more pictures")
     encoders.targets(images, ids, config, progress=False)
     assert len(calls) == 2
-    for count, path in enumerate([bigg, *assets.glob("*.pth")], start=3):
-        os.utime(path, ns=(1, count))
-        encoders.targets(images, ids, config, progress=False)
-        assert len(calls) == count, path
+    for path in (files := [bigg, *assets.glob("*.pth")]):
+        os.utime(path, ns=(1, 1))  # a copy of the same
     encoders.targets(images, ids, config, progress=False)
-    assert len(calls) == 5
+    assert len(calls) == 2
+    for path in files:
+        before = released_networks.fingerprint(NAMES[path.name])
+        with path.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            last = file.read(1)[0]
+            file.seek(-1, os.SEEK_END)
+            file.write(bytes([last ^ 1]))
+        assert released_networks.fingerprint(NAMES[path.name]) != before
+
+
+NAMES = {file: name for name, file in released_networks.FILES.items()}
 
 
 def test_the_command_that_gets_a_network_names_the_stage_that_has_it():

@@ -240,6 +240,30 @@ def test_a_folder_of_diffusers_gives_the_same_network(parts, tmp_path):
             assert torch.equal(state[key], value), f"{name}.{key}"
 
 
+def first(part) -> float:
+    return next(part.parameters()).flatten()[0].item()
+
+
+def test_half_precision_is_read_from_its_own_files_and_the_vae_never(parts, tmp_path):
+    import copy
+
+    for name, part in parts.items():
+        part.save_pretrained(tmp_path / name)
+        other = copy.deepcopy(part)
+        next(other.parameters()).data.flatten()[0] = 7.0  # to tell them apart
+        other.half().save_pretrained(tmp_path / name, variant="fp16")
+    full, half = sdxl.from_folder(tmp_path), sdxl.from_folder(tmp_path, torch.float16)
+    for name in parts:
+        assert first(full[name]) == first(parts[name]) != 7, name
+        assert (first(half[name]) == 7) == (name != "vae"), name
+
+
+def test_where_there_are_only_halves_these_are_read(parts, tmp_path):
+    for name, part in parts.items():
+        part.save_pretrained(tmp_path / name, variant="fp16")
+    assert first(sdxl.from_folder(tmp_path)["vae"]) == first(parts["vae"])
+
+
 def test_a_file_that_is_cut_short_costs_one_line(checkpoint, tmp_path):
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(checkpoint.read_bytes()[:100_000])
@@ -353,3 +377,11 @@ def test_the_configuration_files_need_no_network(tmp_path):
     sdxl._write_sizes(tmp_path, sdxl.SIZES)
     unet = json.loads((tmp_path / "unet" / "config.json").read_text())
     assert unet["_class_name"] == "UNet2DConditionModel" and unet["cross_attention_dim"] == 2048
+
+
+def test_the_vae_decodes_one_picture_after_the_other(parts, small):
+    counts = []
+    hook = parts["vae"].decoder.register_forward_pre_hook(lambda _, x: counts.append(len(x[0])))
+    small.vae.decode(torch.zeros(3, 4, 4, 4))
+    hook.remove()
+    assert counts == [1, 1, 1]

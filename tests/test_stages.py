@@ -109,6 +109,17 @@ def test_other_choices_are_kept_apart(run, person, model_file, change):
     assert staged(person, model_file, run.folder).place == run.place
 
 
+def test_another_size_of_what_is_scored_is_kept_apart_and_seen_by_the_encoder(
+    run, person, model_file
+):
+    config = dataclasses.replace(LITE, score_size=96)
+    other = dataclasses.replace(run, config=config)
+    assert other.place != run.place
+    expected = pipeline.encode_seen(encoders.image_encoder(), run.seen, "cpu", through=96)
+    assert torch.equal(other.image_tokens(), expected)
+    assert not torch.equal(other.image_tokens(), run.image_tokens())
+
+
 def test_another_checkpoint_is_kept_apart(run, person, model_file, tmp_path):
     other = MindEye2.from_config(LITE, {1: person.num_voxels}, seed=1)
     other.save(tmp_path / "model.safetensors")

@@ -199,3 +199,19 @@ def test_a_share_carries_wilsons_interval_and_a_mean_a_normal_one():
     assert json.dumps(found)
     mean = training._mean([1.0, 2.0, 3.0])
     assert mean["value"] == 2.0 and round(mean["high"] - 2, 3) == round(1.96 / 3**0.5, 3)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor on a GPU, as far as numpy is concerned: it has to be fetched first."""
+
+    def __array__(self, *_, **__):
+        raise TypeError("can't convert cuda device type tensor to numpy")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_what_is_measured_on_a_gpu_can_be_averaged():
+    values = torch.tensor([1.0, 2.0, 6.0])
+    assert training._mean(values.as_subclass(Elsewhere), "dB") == training._mean(values, "dB")
+    assert training._mean(values)["value"] == 3
