@@ -197,7 +197,7 @@ def _train(
     people: Mapping[int, Subject],
     trials: Mapping[int, Trials],
     held_out: tuple[int, Trials],
-    settings: Mapping[str, int],
+    settings: Mapping[str, int | str],
     *,
     name: str,
     folder: str | Path | None = None,
