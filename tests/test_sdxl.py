@@ -306,7 +306,21 @@ def small(parts):
 
 def refined(refiner, pictures, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return refine.refine(refiner, pictures, PROMPTS, generator=generator, progress=False)
+    both = {"generator": generator, "batch": 2, "progress": False}
+    return refine.refine(refiner, pictures, PROMPTS, **both)
+
+
+def test_one_picture_at_a_time_as_released_unless_asked_for_more(small, monkeypatch):
+    counts, euler = [], refine.euler
+
+    def counted(denoiser, noisy, *rest, **how):
+        counts.append(len(noisy))
+        return euler(denoiser, noisy, *rest, **how)
+
+    monkeypatch.setattr(refine, "euler", counted)
+    generator = torch.Generator().manual_seed(0)
+    refine.refine(small, torch.rand(2, 3, 32, 32), PROMPTS, generator=generator, progress=False)
+    assert counts == [1, 1]
 
 
 def test_refining_is_the_released_recipe_step_by_step(parts, small):
