@@ -32,7 +32,18 @@ from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mindeye2_lite import captions, encoders, metrics, nsd, paths, pipeline, refine, train, unclip
+from mindeye2_lite import (
+    captions,
+    encoders,
+    metrics,
+    nsd,
+    paths,
+    pipeline,
+    refine,
+    sdxl,
+    train,
+    unclip,
+)
 from mindeye2_lite.config import Config
 from mindeye2_lite.model import MindEye2
 from mindeye2_lite.pipeline import Pictures, Reconstructions, Tokens
@@ -48,9 +59,10 @@ Make = Callable[[Any, Tensor, torch.Generator], Part]  # network, rows, generato
 class Staged:
     """One person's test pictures through one checkpoint, kept below `folder`.
 
-    What is kept lies in a folder of its own for every checkpoint, person, choice of networks, seed
-    and number of pictures, so different runs cannot mix. `limit` takes the first test pictures,
-    `every` says after how many pictures a decoder's work is written.
+    What is kept lies in a folder of its own for every checkpoint, person, their voxels and
+    pictures, choice of networks, seed and number of pictures, so different runs cannot mix.
+    `limit` takes the first test pictures, `every` says after how many pictures a decoder's work is
+    written.
     """
 
     model_file: str | Path
@@ -81,6 +93,8 @@ class Staged:
             (self.subject, self.seed, self.steps, self.every, config.guidance_scale),
             self.image_ids.tolist(),
             *([config.score_size] if config.score_size else []),
+            hashlib.sha256(self.trials.voxels.contiguous().numpy()).hexdigest(),
+            hashlib.sha256(self.images[self.image_ids[:8]].numpy()).hexdigest(),
         )
         key = hashlib.sha256(repr(made_by).encode()).hexdigest()[:12]
         return Path(self.folder) / f"subj{self.subject:02d}-{key}"
@@ -189,7 +203,7 @@ class Staged:
         def load() -> refine.Refiner:
             return refine.load(self.config.refiner, self.device)
 
-        made = self._stage("refined", load, make, after="reconstruction")["pictures"]
+        made = self._stage(self._refined, load, make, after="reconstruction")["pictures"]
         return refine.blend(made, self.blurry())
 
     def everything(self) -> Reconstructions:
@@ -209,7 +223,8 @@ class Staged:
 
     def scores(self, stage: str = "refined") -> dict[str, metrics.Score]:
         """The metrics of one stage's pictures, as `pipeline.score` computes them, kept too."""
-        file = self.place / f"scores-{stage}-{self.config.judges}.json"
+        name = (self._refined if stage == "refined" else stage).replace(" ", "-")
+        file = self.place / f"scores-{name}-{self.config.judges}.json"
         if there := file.exists():
             rows = json.loads(file.read_text(encoding="utf-8"))
             each = [row | {"per_image": np.array(row["per_image"])} for row in rows]
@@ -228,6 +243,12 @@ class Staged:
     def _model(self) -> MindEye2:
         model = MindEye2.from_released(self.model_file, subjects=(self.subject,))
         return model.to(self.device).eval()
+
+    @property
+    def _refined(self) -> str:
+        """Pictures by SDXL base, where the released checkpoint is not yet here, lie apart."""
+        base = self.config.refiner == "sdxl" and not paths.assets(sdxl.CHECKPOINT).is_file()
+        return "refined by base" if base else "refined"
 
     def _stage(self, name: str, load: Callable[[], Any], make: Make, **how) -> Part:
         parts = self._parts(name, load, make, **how)

@@ -372,12 +372,17 @@ def _version() -> str:
 
 def _outdated(root: Path) -> bool:
     """Is this a synthetic cohort that another version of this package made?"""
-    path = root / "provenance.json"
-    return path.exists() and json.loads(path.read_text()).get("version") != _version()
+    return _made_by(root) not in (None, _version())
 
 
 def _complete(root: Path) -> bool:
-    return (root / "provenance.json").exists() and not _outdated(root)
+    return _made_by(root) == _version()
+
+
+def _made_by(root: Path) -> str | None:
+    """The version that made this synthetic cohort; None where it is something else."""
+    path = root / "provenance.json"
+    return json.loads(path.read_text()).get("version") if path.exists() else None
 
 
 def _make(root: Path, progress: bool) -> None:

@@ -12,7 +12,7 @@ in minutes on two CPU cores. Runs on whatever `accelerate` finds. Read with note
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from mindeye2_lite.config import Config
 from mindeye2_lite.hardware import Hardware, accelerator
 from mindeye2_lite.loop import Feed, Plan, Trainer
 from mindeye2_lite.model import MindEye2
-from mindeye2_lite.nsd import Subject, Trials
+from mindeye2_lite.nsd import Subject, Trials, betas_name
 from mindeye2_lite.retrieval import Retrieval, retrieval
 
 HELD_OUT = 30  # shared images that the progress bar's retrieval looks at
@@ -70,7 +70,7 @@ def pretrain(
     first = next(iter(people))
     held_out = people[first].test(normalize=normalize)
     settings = {"batch": config.pretrain_batch, "per_epoch": per_epoch, "seed": seed}
-    settings["from"] = fingerprint(config, root, seed=seed, normalize=normalize)
+    settings["from"] = _source(config, root, people, None, normalize)
     return _train(
         model, config, people, trials, (first, held_out), settings, name="pretraining", **how
     )
@@ -101,7 +101,7 @@ def fine_tune(
     model = _begin(config, start, subject, person.num_voxels, seed)
     settings = {"batch": config.batch, "per_epoch": config.trials_per_session * sessions}
     settings["seed"] = seed
-    settings["from"] = fingerprint(config, root, start=start, normalize=normalize)
+    settings["from"] = _source(config, root, [subject], start, normalize)
     del start  # as large as the model: not needed while that trains
     return _train(
         model,
@@ -146,19 +146,14 @@ def load_or_train(
 
 def fingerprint(config: Config, root: str | Path, **how: Any) -> str:
     """Twelve letters that change when a training run would come out differently."""
-    sizes = {k: v for k, v in asdict(config).items() if k not in AFTER_TRAINING}
-    shipped = encoders.manifest()
-    networks = [
-        shipped.get(n, {}).get("sha256", n) for n in (config.encoder, config.vae, config.teacher)
-    ]
     start = how.get("start")
     how = how | {"start": _weights_hash(start) if isinstance(start, MindEye2) else start}
     hardware = (how.pop("hardware", None) or Hardware()).outcome()
     how = how if hardware is None else how | {"hardware": hardware}
     for outcome_free in ("callback", "checkpoint_every", "targets"):
         how.pop(outcome_free, None)
-    parts = (__version__, sizes, networks, sorted(how.items(), key=str), _data_hash(Path(root)))
-    return _hash(*parts)
+    data = _data_hash(sorted(Path(root).glob("*.hdf5")))
+    return _hash(__version__, *_sizes_and_networks(config), sorted(how.items(), key=str), data)
 
 
 @torch.no_grad()
@@ -301,9 +296,19 @@ def _kept(folder: Path) -> Run:
 def _check_same(folder: Path, made: str) -> None:
     if json.loads((folder / "history.json").read_text()).get("made") != made:
         raise ValueError(
-            f"{folder} keeps a model that was trained with other settings, data or start: give "
-            "another folder, or delete this one to train again"
+            f"{folder} keeps a model that was trained with other settings, data, start, precision "
+            "or number of processes: give another folder, or delete this one to train again"
         )
+
+
+def _source(
+    config: Config, root: str | Path, people: Iterable[int], start: MindEye2 | None, normalize: str
+) -> str:
+    """What a training is made from. Of the data only the files that it reads: others may come."""
+    names = [betas_name(s) for s in people] + [f"coco_images_{config.image_size}_float16"]
+    files = [path for name in names if (path := Path(root, f"{name}.hdf5")).exists()]
+    begun = None if start is None else _weights_hash(start)
+    return _hash(*_sizes_and_networks(config), begun, normalize, _data_hash(files))
 
 
 def _how(settings: Mapping, people: list[int], model: MindEye2, how: Hardware) -> str:
@@ -332,10 +337,18 @@ def _weights_hash(model: MindEye2) -> str:
     return digest.hexdigest()
 
 
-def _data_hash(root: Path) -> str:
+def _sizes_and_networks(config: Config) -> tuple[dict[str, Any], list[str]]:
+    """The config as far as training uses it, and which frozen networks made the targets."""
+    shipped = encoders.manifest()
+    names = (config.encoder, config.vae, config.teacher)
+    sizes = {k: v for k, v in asdict(config).items() if k not in AFTER_TRAINING}
+    return sizes, [shipped.get(name, {}).get("sha256", name) for name in names]
+
+
+def _data_hash(files: Sequence[Path]) -> str:
     """Names, sizes, first and last 64 KiB of the data files: enough to tell cohorts apart."""
     digest = hashlib.sha256()
-    for path in sorted(root.glob("*.hdf5")):
+    for path in files:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:

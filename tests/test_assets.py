@@ -108,6 +108,11 @@ def test_refining_asks_for_the_stock_text_towers_where_they_are_looked_for():
     assert not towers.under_terms and towers.kind == "model"
 
 
+def test_what_no_module_reads_is_fetched_on_request_only():
+    usual = {asset.stage for asset in needed(Config.paper())}
+    assert "refinement" in usual and not usual & {"judging", "more"}
+
+
 def test_judging_asks_for_every_network_of_the_six_scores():
     chosen = [a for a in needed(Config.paper(), stages=("judging",)) if a.part == "paper-judges"]
     scores = [score for asset in chosen for score in asset.use.removeprefix("judge: ").split(", ")]

@@ -68,6 +68,32 @@ def test_the_stages_make_what_the_pipeline_makes_at_once(run, person, model_file
     assert same(run.everything(), whole)
 
 
+class Negatives(nsd.Images):
+    """The same pictures with light and dark exchanged."""
+
+    def __getitem__(self, ids):
+        return 1 - super().__getitem__(ids)
+
+
+def test_other_brains_and_other_pictures_are_kept_apart(run, person):
+    test = person.test()
+    brains = dataclasses.replace(test, voxels=test.voxels + 1)
+    pictures = Negatives(person.images.path)
+    assert dataclasses.replace(run, trials=brains).place != run.place
+    assert dataclasses.replace(run, images=pictures).place != run.place
+    assert dataclasses.replace(run, trials=person.test()).place == run.place
+
+
+def test_pictures_by_sdxl_base_are_not_taken_for_the_released_checkpoints(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MINDEYE2_LITE_ASSETS", str(tmp_path))
+    real = dataclasses.replace(run, config=dataclasses.replace(LITE, refiner="sdxl"))
+    assert (run._refined, real._refined) == ("refined", "refined by base")
+    (tmp_path / sdxl.CHECKPOINT).touch()
+    assert real._refined == "refined"
+
+
 def test_what_is_kept_is_read_back_without_any_network(run, person, model_file, no_networks):
     again = staged(person, model_file, run.folder)
     assert same(again.everything(), run.everything())

@@ -304,9 +304,10 @@ def test_somebody_elses_files_are_never_deleted(cache, monkeypatch):
     folder, calls = cache
     own = folder / "data" / "lite"
     own.mkdir(parents=True)
-    (own / "thesis.txt").write_text("precious")
-    with pytest.raises(FileExistsError, match="not a synthetic cohort"):
-        synthetic.open_cohort(progress=False)
+    for name, text in (("thesis.txt", "precious"), ("provenance.json", '{"from": "a scanner"}')):
+        (own / name).write_text(text)
+        with pytest.raises(FileExistsError, match="not a synthetic cohort"):
+            synthetic.open_cohort(progress=False)
     assert (own / "thesis.txt").read_text() == "precious" and not calls
 
 

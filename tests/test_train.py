@@ -14,7 +14,7 @@ from mindeye2_lite.config import Config
 from mindeye2_lite.loop import Feed, Plan, parameter_groups
 from mindeye2_lite.losses import soft_clip_temperatures
 from mindeye2_lite.model import MindEye2
-from mindeye2_lite.nsd import Subject, Trials
+from mindeye2_lite.nsd import Subject, Trials, betas_name
 
 TINY = replace(
     Config.lite(),
@@ -203,9 +203,13 @@ def test_a_stopped_run_goes_on_from_the_same_start_and_data_only(tmp_path):
     for other in ({"start": start}, {"start": start.save(tmp_path / "start.safetensors")}):
         with pytest.raises(ValueError, match="^[^\n]*last.pt belongs to a run with other settings"):
             train.fine_tune(TINY, root, folder=folder, **other)
-    (root / "betas.hdf5").write_bytes(b"other data")
+    own, another = (root / f"{betas_name(s)}.hdf5" for s in (1, 2))
+    own.write_bytes(b"other data")
     with pytest.raises(ValueError, match="^[^\n]*last.pt belongs to a run with other settings"):
         train.fine_tune(TINY, root, folder=folder)
+    own.unlink()
+    another.write_bytes(b"somebody else's data, fetched meanwhile")
+    assert train.fine_tune(TINY, root, folder=folder).history["steps"]
 
 
 def test_what_is_trained_already_is_said_and_never_written_over(tmp_path, capsys):
