@@ -9,7 +9,8 @@ own metadata (sizes of its judges); open_clip's (OpenAI's CLIP); facebookresearc
 from dataclasses import dataclass
 from pathlib import Path
 
-from mindeye2_lite.nsd import PUBLISHED, betas_name
+from mindeye2_lite.layout import betas_name
+from mindeye2_lite.nsd import PUBLISHED
 
 RELEASED = "pscotti/mindeyev2"  # the authors' dataset on the Hugging Face Hub
 HALF = "model.fp16.safetensors"  # as diffusers names files of half precision

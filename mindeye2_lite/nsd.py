@@ -10,9 +10,7 @@ from raw data. So released, prepared and synthetic data look alike to everything
 V = voxels of nsdgeneral, 15,724 for NSD's subject 1. Read with notebook 01.
 """
 
-import io
 import json
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,18 +21,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mindeye2_lite.nsd_raw import (
+from mindeye2_lite.layout import (
     COLUMNS,
     GLOBAL_TRIAL,
     IMAGE,
     SESSION,
-    betas_name,
+    betas_file,
     entry,
     open_hdf5,
-    prepare,
+    read_records,
     reading,
-    there,
+    records_folder,
+    subjects,
 )
+from mindeye2_lite.nsd_raw import prepare
 
 __all__ = ["Images", "Subject", "Trials", "prepare"]
 
@@ -104,14 +104,14 @@ class Subject:
 
     def __init__(self, root: str | Path, subject: int):
         self.root, self.subject = Path(root), subject
-        self._betas_file = self.root / f"{betas_name(subject)}.hdf5"
+        self._betas_file = betas_file(self.root, subject)
         if not self._betas_file.exists():
-            others = [s for s in range(1, 9) if (self.root / f"{betas_name(s)}.hdf5").exists()]
+            others = subjects(self.root)
             raise FileNotFoundError(
                 f"no subject {subject} in {self.root}: "
                 + (f"there are {others}" if others else "run nsd.prepare, or synthetic.open_cohort")
             )
-        self._tars = self.root / "wds" / f"subj{subject:02d}"
+        self._tars = records_folder(self.root, subject)
         self.sessions = len(list((self._tars / "train").glob("[0-9]*.tar")))
         with open_hdf5(self._betas_file) as file:
             rows, self.num_voxels = file["betas"].shape
@@ -209,12 +209,12 @@ class Subject:
 
     def _train(self, session: int) -> np.ndarray:
         if session not in self._read:
-            self._read[session] = _read_tar(self._tars / "train" / f"{session - 1}.tar")
+            self._read[session] = read_records(self._tars / "train" / f"{session - 1}.tar")
         return self._read[session]
 
     def _test(self, split: str) -> np.ndarray:
         if split not in self._read:
-            self._read[split] = _read_tar(self._tars / split / "0.tar")
+            self._read[split] = read_records(self._tars / split / "0.tar")
         return self._read[split]
 
     @cached_property
@@ -270,19 +270,6 @@ def _pooled(mean: np.ndarray, std: np.ndarray, trials: np.ndarray) -> tuple:
     together = (share * mean).sum(0)
     variance = (share * (std**2 + (mean - together) ** 2)).sum(0)
     return together.astype(np.float32), np.sqrt(variance).astype(np.float32)
-
-
-def _read_tar(path: Path) -> np.ndarray:
-    """The `behav` records of a tar, (trials, 17)."""
-    try:
-        with tarfile.open(there(path)) as tar:
-            members = (m for m in tar if m.name.endswith(".behav.npy"))
-            rows = [
-                np.load(io.BytesIO(tar.extractfile(m).read()), allow_pickle=False) for m in members
-            ]
-    except tarfile.ReadError as error:
-        raise ValueError(f"{path} is cut short or not a tar file ({error})") from error
-    return np.concatenate(rows) if rows else np.empty((0, len(COLUMNS)))
 
 
 # What is known of the real data, to set beside a cohort's numbers: (what, values, source).

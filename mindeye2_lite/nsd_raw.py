@@ -1,49 +1,28 @@
-"""From the Natural Scenes Dataset's own files to the files of the MindEye2 release.
+"""From the Natural Scenes Dataset's own files to the training layout of `layout.py`.
 
-`prepare` reads the raw tree (or a cohort of the same form) and writes the training layout that
-`nsd.Subject` reads:
-
-| file | content |
-|---|---|
-| `betas_all_subj01_fp32_renorm.hdf5` | `betas` (trials, V), z-scored per session |
-| | ours also: `session_mean`, `session_std`, `session_trials`, `ncsnr` |
-| `coco_images_224_float16.hdf5` | `images` (73000, 3, 224, 224) in [0, 1], row = NSD's 73k index |
-| `wds/subj01/train/0.tar` ... | behavior of the non-shared trials of session 1 ..., 17 columns |
-| `wds/subj01/new_test/0.tar` | behavior of the trials of shared images, all sessions |
-| `wds/subj01/test/0.tar` | the same without the last three sessions: NSD's older release |
-| `brain_region_masks.hdf5`, `captions.json`, `shared1000.npy` | regions, captions, shared images |
-
-V = voxels of nsdgeneral, in C order of (x, y, z). Read with notebook 01.
+`prepare` reads the raw tree (or a cohort of the same form): betas of each session, masks and
+regions, the button presses, the design, the pictures, COCO's captions. V = voxels of nsdgeneral,
+in C order of (x, y, z). Read with notebook 01.
 """
 
-import io
 import json
-import os
 import shutil
-import tarfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
-import h5py
 import nibabel
 import numpy as np
 import pandas as pd
-import torch
 from scipy.io import loadmat
 from tqdm.auto import tqdm
 
 from mindeye2_lite import paths
+from mindeye2_lite.layout import COLUMNS, IMAGE, SESSION, entry, open_hdf5, reading, there
+from mindeye2_lite.layout_writing import Person, update_hdf5, write_images, write_person
 
 BETAS = "betas_fithrf_GLMdenoise_RR"  # NSD's third preparation ("b3")
 SCALE = 300  # NSD stores percent signal change x 300 as int16
-HELD_BACK = 3  # the older NSD release ended three sessions earlier for everyone (37 of 40)
-COLUMNS = (  # of a behavior record; -1 where NSD has no value
-    *("image_id", "SUBJECT", "SESSION", "RUN", "TRIAL", "global_trial", "TIME", "ISOLD"),
-    *("ISCORRECT", "RT", "CHANGEMIND", "ISOLDCURRENT", "ISCORRECTCURRENT", "TOTAL1", "TOTAL2"),
-    *("BUTTON", "shared"),
-)
-IMAGE, SESSION, GLOBAL_TRIAL, SHARED = 0, 2, 5, 16
 # Labels in NSD's prf-visualrois and streams volumes.
 VISUAL = {"V1": (1, 2), "V2": (3, 4), "V3": (5, 6), "V4": (7,)}
 STREAMS = {"ventral": (5,), "lateral": (6,), "parietal": (7,)}
@@ -74,9 +53,7 @@ def prepare(
         _write_images(raw, out, image_size)
         bar.update()
         for subject in subjects:
-            if not (out / f"{betas_name(subject)}.hdf5").exists():
-                _write_tars(out, subject, tables[subject])
-                _write_betas(raw, out, subject, tables[subject])
+            write_person(out, _person(raw, subject, tables[subject]))
             bar.update()
     return out
 
@@ -145,29 +122,14 @@ def _write_common(raw: Path, out: Path, tables: dict[int, np.ndarray], shared: n
     with paths.write_beside(out / "shared1000.npy") as beside, beside.open("wb") as file:
         np.save(file, shared)
     regions = {f"subj{s:02d}": _regions(raw, s) for s in tables}
-    _update_hdf5(out / "brain_region_masks.hdf5", regions)
+    update_hdf5(out / "brain_region_masks.hdf5", regions)
     indices = {f"subj{s:02d}": t[:, IMAGE].astype(np.int64) for s, t in tables.items()}
-    _update_hdf5(out / "COCO_73k_subj_indices.hdf5", indices)
+    update_hdf5(out / "COCO_73k_subj_indices.hdf5", indices)
     _write_captions(raw, out)
     for path in (_stimuli(raw).with_name("attributes.npz"), raw / "provenance.json"):
         if path.exists():
             with paths.write_beside(out / path.name) as beside:
                 shutil.copyfile(path, beside)
-
-
-def _update_hdf5(path: Path, entries: dict) -> None:
-    """Write entries into a small file, keeping those of other subjects that it has."""
-    with paths.write_beside(path) as beside:
-        if path.exists():
-            shutil.copyfile(path, beside)
-        with h5py.File(beside, "a") as file:
-            for name, entry in entries.items():
-                file.pop(name, None)
-                if isinstance(entry, dict):
-                    for key, value in entry.items():
-                        file[f"{name}/{key}"] = value
-                else:
-                    file[name] = entry
 
 
 def _regions(raw: Path, subject: int) -> dict[str, np.ndarray]:
@@ -199,46 +161,26 @@ def _write_captions(raw: Path, out: Path) -> None:
         beside.write_text(json.dumps(captions))
 
 
-def _write_images(raw: Path, out: Path, image_size: int | None, block: int = 256) -> None:
+def _write_images(raw: Path, out: Path, image_size: int | None) -> None:
     with open_hdf5(_stimuli(raw)) as source:
         bricks = entry(source, "imgBrick")  # (images, height, width, 3) uint8
-        size = image_size or min(224, bricks.shape[1])
-        path = out / f"coco_images_{size}_float16.hdf5"
-        if path.exists():
-            return
-        with paths.write_beside(path) as beside, h5py.File(beside, "w") as file:
-            images = file.create_dataset("images", (len(bricks), 3, size, size), np.float16)
-            for first in range(0, len(bricks), block):
-                with reading(_stimuli(raw)):
-                    pixels = bricks[first : first + block]
-                images[first : first + block] = _resized(pixels, size)
+
+        def read(first: int, last: int) -> np.ndarray:
+            with reading(_stimuli(raw)):
+                return bricks[first:last]
+
+        write_images(out, read, len(bricks), image_size or min(224, bricks.shape[1]))
 
 
-def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-    if images.shape[-1] != size:
-        images = torch.nn.functional.interpolate(
-            images, size=(size, size), mode="bilinear", antialias=True
-        ).clamp(0, 1)
-    return images.half().numpy()
-
-
-def _write_betas(raw: Path, out: Path, subject: int, table: np.ndarray) -> None:
+def _person(raw: Path, subject: int, table: np.ndarray) -> Person:
     mask = _volume(raw, subject, "nsdgeneral") == 1
-    ncsnr = _ncsnr(raw, subject, mask)
     files = _session_files(raw, subject)
-    counts = np.array([(table[:, SESSION] == s).sum() for s in range(1, len(files) + 1)])
-    with paths.write_beside(out / f"{betas_name(subject)}.hdf5") as beside:
-        with h5py.File(beside, "w") as file:
-            betas = file.create_dataset("betas", (len(table), int(mask.sum())), np.float32)
-            means, stds, row = [], [], 0
-            for path, count in zip(files, counts, strict=True):
-                train = table[row : row + count, SHARED] == 0
-                scaled, mean, std = _normalized(_read_betas(path, mask), train)
-                betas[row : row + count] = scaled
-                means, stds, row = [*means, mean], [*stds, std], row + count
-            file["session_mean"], file["session_std"] = np.stack(means), np.stack(stds)
-            file["session_trials"], file["ncsnr"] = counts, ncsnr
+    read = partial(_read_session, files, mask)
+    return Person(subject, table, read, _ncsnr(raw, subject, mask))
+
+
+def _read_session(files: list[Path], mask: np.ndarray, session: int) -> np.ndarray:
+    return _read_betas(files[session - 1], mask)
 
 
 def _read_betas(path: Path, mask: np.ndarray, block: int = 150) -> np.ndarray:
@@ -256,81 +198,7 @@ def _read_betas(path: Path, mask: np.ndarray, block: int = 150) -> np.ndarray:
     return np.concatenate(parts).astype(np.float32) / SCALE
 
 
-def _normalized(betas: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """z-scores by the session's training trials alone; their mean and deviation."""
-    known = betas[train] if train.any() else betas
-    mean, std = known.mean(0, dtype=np.float64), known.std(0, dtype=np.float64)
-    mean, std = mean.astype(np.float32), np.where(std > 0, std, 1).astype(np.float32)
-    return (betas - mean) / std, mean, std
-
-
-def _write_tars(out: Path, subject: int, table: np.ndarray) -> None:
-    """The behavior records, in a folder written beside and then renamed."""
-    folder = out / "wds" / f"subj{subject:02d}"
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        _write_split(beside / "train", _train_rows(table), table)
-        shared = np.flatnonzero(table[:, SHARED] == 1)
-        _write_split(beside / "new_test", [shared], table)
-        older = table[shared, SESSION] <= max(table[:, SESSION].max() - HELD_BACK, 1)
-        _write_split(beside / "test", [shared[older]], table)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(beside, folder)
-    except OSError as error:
-        raise OSError(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _train_rows(table: np.ndarray) -> list[np.ndarray]:
-    sessions = range(1, int(table[:, SESSION].max()) + 1)
-    return [np.flatnonzero((table[:, SESSION] == s) & (table[:, SHARED] == 0)) for s in sessions]
-
-
-def _write_split(folder: Path, tars: list[np.ndarray], table: np.ndarray) -> None:
-    folder.mkdir(parents=True)
-    others = pd.Series(np.arange(len(table))).groupby(table[:, IMAGE]).indices
-    key = 0
-    for number, rows in enumerate(tars):
-        # What webdataset.TarWriter writes, three times as fast.
-        with tarfile.open(folder / f"{number}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-            for row in rows:
-                for name, array in _record(table, int(row), others[table[row, IMAGE]]).items():
-                    _add(tar, f"sample{key:09d}.{name}.npy", array)
-                key += 1
-
-
-def _add(tar: tarfile.TarFile, name: str, array: np.ndarray) -> None:
-    content = io.BytesIO()
-    np.save(content, array)
-    info = tarfile.TarInfo(name)
-    info.size = content.tell()
-    content.seek(0)
-    tar.addfile(info, content)
-
-
-def _record(table: np.ndarray, row: int, showings: np.ndarray) -> dict[str, np.ndarray]:
-    """This trial; the 15 before and after it in the session, nearest first; the image's others."""
-    same = np.flatnonzero(table[:, SESSION] == table[row, SESSION])
-    return {
-        "behav": table[row : row + 1],
-        "past_behav": _filled(table[max(same[0], row - 15) : row][::-1], 15),
-        "future_behav": _filled(table[row + 1 : min(same[-1], row + 15) + 1], 15),
-        "olds_behav": _filled(table[showings[showings != row]], 3),
-    }
-
-
-def _filled(rows: np.ndarray, length: int) -> np.ndarray:
-    out = np.full((length, len(COLUMNS)), -1.0)
-    out[: len(rows)] = rows[:length]
-    return out
-
-
-# -- reading, with errors that say which file
-
-
-def betas_name(subject: int) -> str:
-    return f"betas_all_subj{subject:02d}_fp32_renorm"
+# -- where things lie
 
 
 def _stimuli(raw: Path) -> Path:
@@ -348,35 +216,3 @@ def _ncsnr(raw: Path, subject: int, mask: np.ndarray) -> np.ndarray:
     if volume.shape != mask.shape:
         raise ValueError(f"{path} has shape {volume.shape}, nsdgeneral has {mask.shape}")
     return volume[mask]
-
-
-def there(path: Path) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing")
-    return path
-
-
-def open_hdf5(path: Path) -> h5py.File:
-    try:
-        return h5py.File(there(path))
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ValueError(f"{path} is cut short or not an HDF5 file ({error})") from error
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Whatever cannot be read is the fault of that file, also while another one is written."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise ValueError(f"{path} is damaged: it cannot be read ({error})") from error
-
-
-def entry(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group:
-    if name not in file:
-        raise ValueError(f"{file.filename} has no {name!r}, only {sorted(file)}")
-    return file[name]

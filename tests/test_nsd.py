@@ -10,7 +10,7 @@ import pytest
 import torch
 import webdataset
 
-from mindeye2_lite import encoders, nsd, nsd_raw, synthetic
+from mindeye2_lite import encoders, layout, layout_writing, nsd, synthetic
 from mindeye2_lite.config import Config
 from mindeye2_lite.nsd import Images, Subject, Trials, prepare
 
@@ -128,15 +128,15 @@ def test_records_know_their_neighbors_nearest_first(root):
     path = str(root / "wds/subj01/train/1.tar")
     samples = list(webdataset.WebDataset(path, shardshuffle=False).decode())
     for sample in (samples[0], samples[30], samples[-1]):
-        trial = sample["behav.npy"][0, nsd_raw.GLOBAL_TRIAL]
-        past = sample["past_behav.npy"][:, nsd_raw.GLOBAL_TRIAL]
-        future = sample["future_behav.npy"][:, nsd_raw.GLOBAL_TRIAL]
+        trial = sample["behav.npy"][0, layout.GLOBAL_TRIAL]
+        past = sample["past_behav.npy"][:, layout.GLOBAL_TRIAL]
+        future = sample["future_behav.npy"][:, layout.GLOBAL_TRIAL]
         assert (past[past >= 0] == trial - 1 - np.arange((past >= 0).sum())).all()
         assert (future[future >= 0] == trial + 1 + np.arange((future >= 0).sum())).all()
         assert (past[past >= 0] >= 75).all() and (future < 150).all()  # the same session only
         olds = sample["olds_behav.npy"]
-        assert (olds[:2, nsd_raw.IMAGE] == sample["behav.npy"][0, nsd_raw.IMAGE]).all()
-        assert trial not in olds[:, nsd_raw.GLOBAL_TRIAL]
+        assert (olds[:2, layout.IMAGE] == sample["behav.npy"][0, layout.IMAGE]).all()
+        assert trial not in olds[:, layout.GLOBAL_TRIAL]
         assert (olds[2] == -1).all()
 
 
@@ -254,7 +254,7 @@ def changed(tree, session, rows):
 
 def test_test_trials_have_no_say_in_training_data(copy, subject, tmp_path):
     test = subject.test()
-    row = int(test.behavior[test.session == 1][0, nsd_raw.GLOBAL_TRIAL])
+    row = int(test.behavior[test.session == 1][0, layout.GLOBAL_TRIAL])
     changed(copy, 1, row)
     other = Subject(prepare(copy.root, tmp_path / "out", progress=False), 1)
     assert torch.equal(other.train(1).voxels, subject.train(1).voxels)
@@ -264,7 +264,7 @@ def test_test_trials_have_no_say_in_training_data(copy, subject, tmp_path):
 def test_unused_sessions_have_no_say_in_one_session_of_training(copy, subject, tmp_path):
     """Only the test trials of session 4 itself may move, and linearly in their own raw betas."""
     test = subject.test(1)
-    train_rows = [t for t in range(75) if 225 + t not in test.behavior[:, nsd_raw.GLOBAL_TRIAL]]
+    train_rows = [t for t in range(75) if 225 + t not in test.behavior[:, layout.GLOBAL_TRIAL]]
     changed(copy, 4, train_rows)
     other = Subject(prepare(copy.root, tmp_path / "out", progress=False), 1)
     assert torch.equal(other.train(1).voxels, subject.train(1).voxels)
@@ -431,7 +431,7 @@ def test_a_stopped_preparation_goes_on(tree, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(nsd_raw, "_normalized", stop)
+        patch.setattr(layout_writing, "normalized", stop)
         with pytest.raises(KeyboardInterrupt):
             prepare(tree.root, tmp_path, progress=False)
     assert not list(tmp_path.glob("betas_all*")) and not list(tmp_path.rglob("*.part"))

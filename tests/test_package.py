@@ -25,12 +25,15 @@ REPOSITORY = PROJECT["project"]["urls"]["Repository"]
 # A module may import modules of its own row and of those above.
 ROWS = """
 config paths
+layout executors
+layout_writing
 ridge backbone low_level prior losses released
 retrieval metrics captions_metrics
 viz teaching
 sprites painting backdrops scenes
 unclip_sampling unclip_names unclip_released
-nsd_raw nsd encoders released_networks unclip captions converter_training refine sdxl
+nsd_raw
+nsd encoders released_networks unclip captions converter_training refine sdxl
 voxel_model synthetic
 model
 parts feed hardware
