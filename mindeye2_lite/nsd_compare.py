@@ -317,8 +317,8 @@ def _about_trials(a: Build, b: Build, match: Match, sums: Sums) -> str:
 def _about_values(fit: dict[str, np.ndarray], correlation: np.ndarray, odd: list[int]) -> str:
     scale, offset = (x[np.isfinite(x)] for x in (fit["scale"], fit["offset"]))
     line = (
-        f"values: correlation {np.median(correlation):.6f} (lowest {correlation.min():.4f}), released = "
-        f"{_spread(scale)} x ours + {_spread(offset)}"
+        f"values: correlation {np.median(correlation):.6f} (lowest {correlation.min():.4f}), "
+        f"released = {_spread(scale)} x ours + {_spread(offset)}"
     )
     return line + (f"; sessions that agree less: {', '.join(map(str, odd))}" if odd else "")
 
