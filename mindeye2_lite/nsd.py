@@ -35,8 +35,9 @@ from mindeye2_lite.layout import (
     subjects,
 )
 from mindeye2_lite.nsd_raw import prepare
+from mindeye2_lite.own_data import from_arrays
 
-__all__ = ["Images", "Subject", "Trials", "prepare"]
+__all__ = ["Images", "Subject", "Trials", "from_arrays", "prepare"]
 
 
 @dataclass(frozen=True)

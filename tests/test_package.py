@@ -32,7 +32,7 @@ retrieval metrics captions_metrics
 viz teaching
 sprites painting backdrops scenes
 unclip_sampling unclip_names unclip_released
-nsd_raw
+nsd_raw own_pictures own_split own_checks own_data own_files
 nsd encoders released_networks unclip captions converter_training refine sdxl
 voxel_model synthetic
 model
