@@ -36,8 +36,9 @@ from mindeye2_lite.layout import (
 )
 from mindeye2_lite.nsd_raw import prepare
 from mindeye2_lite.own_data import from_arrays
+from mindeye2_lite.own_files import from_files
 
-__all__ = ["Images", "Subject", "Trials", "from_arrays", "prepare"]
+__all__ = ["Images", "Subject", "Trials", "from_arrays", "from_files", "prepare"]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from mindeye2_lite.layout import IMAGE, SESSION, SHARED, open_hdf5, reading
 from mindeye2_lite.layout_writing import normalized
 
-BLOCK = 2**24  # numbers looked at at once
+BLOCK = 2**25  # numbers looked at at once: 128 MB
 MOST = 2**27  # numbers that the estimate of ncsnr keeps: 1 GB
 REPEATED = 10  # so many pictures must repeat before ncsnr is estimated
 
