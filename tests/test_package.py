@@ -34,7 +34,7 @@ sprites painting backdrops scenes
 unclip_sampling unclip_names unclip_released
 nsd_raw
 nsd encoders released_networks unclip captions converter_training refine sdxl
-voxel_model synthetic
+voxel_model cohort_forms synthetic
 model
 parts feed hardware
 loop train
