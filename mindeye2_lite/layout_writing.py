@@ -14,8 +14,10 @@ import hashlib
 import io
 import json
 import os
+import platform
 import shutil
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,11 +39,13 @@ from mindeye2_lite.layout import (
     SHARED,
     betas_file,
     betas_name,
+    open_hdf5,
     reading,
     records_folder,
 )
 
 HELD_BACK = 3  # the older NSD release ended three sessions earlier for everyone (37 of 40)
+MADE_FROM = "made_from.json"  # says what the sessions of a hidden folder were made from
 STATISTICS = ("session_mean", "session_std", "session_mean_with_test", "session_std_with_test")
 
 
@@ -80,7 +84,7 @@ def is_written(out: Path, person: Person) -> bool:
     path = betas_file(out, person.subject)
     if not path.exists():
         return False
-    with h5py.File(path) as file:
+    with open_hdf5(path) as file:
         found = json.loads(file.attrs.get("recipe", "{}"))
     asked = json.loads(json.dumps(dict(person.recipe)))
     differ = [k for k in {*found, *asked} if found.get(k) != asked.get(k)] if found else []
@@ -105,6 +109,7 @@ def write_person(
             for session in person.sessions:
                 done(session)
             return
+        _clear_parts(out, person.subject)
         staged = _staging(out, person)
         try:
             _write_sessions(staged, person, run, done)
@@ -114,6 +119,15 @@ def write_person(
             shutil.rmtree(staged, ignore_errors=True)
             raise
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _clear_parts(out: Path, subject: int) -> None:
+    """What a killed run had begun to put together; whoever holds the lock may remove it."""
+    folder = records_folder(out, subject)
+    for path in folder.parent.glob(f".{folder.name}.*.part"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in out.glob(f".{betas_name(subject)}.hdf5.*.part"):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -148,7 +162,7 @@ def _staging(out: Path, person: Person) -> Path:
     folder = out / f".{betas_name(person.subject)}.sessions"
     table = hashlib.sha256(np.ascontiguousarray(person.table).tobytes()).hexdigest()
     key = json.dumps([dict(person.recipe), person.sources, table], sort_keys=True, default=str)
-    note = folder / "made_from.json"
+    note = folder / MADE_FROM
     if folder.exists() and not (note.exists() and note.read_text() == key):
         shutil.rmtree(folder)
     if not note.exists():
@@ -177,6 +191,10 @@ def _write_session(staged: Path, read: Callable, task: tuple[int, np.ndarray]) -
     """One session, scaled: a piece of work that any process can do."""
     session, train = task
     betas = read(session)
+    if not (staged / MADE_FROM).exists():
+        raise ValueError(
+            f"there is no {staged} on {platform.node()}: every worker must see the same folders"
+        )
     if len(betas) != len(train):
         raise ValueError(f"session {session} has {len(betas)} trials, its records {len(train)}")
     scaled, *known = normalized(betas, train)
@@ -214,6 +232,11 @@ def _assemble(out: Path, person: Person, staged: Path) -> None:
                     if betas is None:
                         shape = (int(counts.sum()), scaled.shape[1])
                         betas = file.create_dataset("betas", shape, np.float32)
+                    if scaled.shape[1] != shape[1]:
+                        raise ValueError(
+                            f"session {session} has {scaled.shape[1]} voxels, "
+                            f"session 1 has {shape[1]}"
+                        )
                     betas[row : row + count] = scaled
                     for name in STATISTICS:
                         statistics[name].append(kept[name])
@@ -228,8 +251,11 @@ def _assemble(out: Path, person: Person, staged: Path) -> None:
 
 @contextmanager
 def _read_kept(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
-    with reading(path), np.load(path, allow_pickle=False) as kept:
-        yield kept
+    try:
+        with reading(path), np.load(path, allow_pickle=False) as kept:
+            yield kept
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is damaged: it cannot be read ({error})") from error
 
 
 # -- records ---------------------------------------------------------------------------------------
@@ -300,8 +326,11 @@ def _filled(rows: np.ndarray, length: int) -> np.ndarray:
 
 
 def update_hdf5(path: Path, entries: Mapping[str, Any]) -> None:
-    """Write entries (arrays, or groups as mappings) into a small file, keeping what else it has."""
-    with paths.write_beside(path) as beside:
+    """Write entries (arrays, or groups as mappings) into a small file, keeping what else it has.
+
+    Waits while another process does so: both want their entries kept.
+    """
+    with alone(path.parent, path.name, wait=True), paths.write_beside(path) as beside:
         if path.exists():
             shutil.copyfile(path, beside)
         with h5py.File(beside, "a") as file:

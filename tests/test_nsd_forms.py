@@ -53,9 +53,9 @@ def keep(found, name, item):
 
 
 @functools.cache
-def samples(path) -> list[tuple[str, np.ndarray]]:
+def samples(tar: bytes) -> list[tuple[str, np.ndarray]]:
     """Names and arrays of a behavior tar, sorted: members of a sample have no order."""
-    with tarfile.open(path) as tar:
+    with tarfile.open(fileobj=io.BytesIO(tar)) as tar:
         members = [(m.name, np.load(io.BytesIO(tar.extractfile(m).read()))) for m in tar]
     return sorted(members, key=lambda member: member[0])
 
@@ -84,7 +84,7 @@ def test_records_of_every_split_are_exactly_those_of_the_release(released, out, 
     assert tars == sorted(str(path.relative_to(folder)) for path in folder.rglob("*.tar"))
     assert len(tars) == SESSIONS[subject] + 2
     for name in tars:
-        ours, direct = samples(folder / name), samples(other / name)
+        ours, direct = (samples((f / name).read_bytes()) for f in (folder, other))
         assert [n for n, _ in ours] == [n for n, _ in direct] and len(direct) >= 4
         for (member, one), (_, two) in zip(ours, direct, strict=True):
             assert one.shape == two.shape and one.dtype == two.dtype == np.float64
