@@ -25,7 +25,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -39,6 +38,7 @@ from mindeye2_lite.layout import (
     SHARED,
     betas_file,
     betas_name,
+    hdf5_beside,
     open_hdf5,
     reading,
     records_folder,
@@ -221,32 +221,29 @@ def moments(betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _assemble(out: Path, person: Person, staged: Path) -> None:
-    counts = np.array(person.trials)
-    with paths.write_beside(betas_file(out, person.subject)) as beside:
-        with h5py.File(beside, "w") as file:
-            statistics: dict[str, list] = {name: [] for name in STATISTICS}
-            row, betas = 0, None
-            for session, count in zip(person.sessions, counts, strict=True):
-                with _read_kept(_kept(staged, session)) as kept:
-                    scaled = kept["betas"]
-                    if betas is None:
-                        shape = (int(counts.sum()), scaled.shape[1])
-                        betas = file.create_dataset("betas", shape, np.float32)
-                    if scaled.shape[1] != shape[1]:
-                        raise ValueError(
-                            f"session {session} has {scaled.shape[1]} voxels, "
-                            f"session 1 has {shape[1]}"
-                        )
-                    betas[row : row + count] = scaled
-                    for name in STATISTICS:
-                        statistics[name].append(kept[name])
-                row += count
-            for name, values in statistics.items():
-                file[name] = np.stack(values)
-            file["session_trials"] = counts
-            if person.ncsnr is not None:
-                file["ncsnr"] = person.ncsnr
-            file.attrs["recipe"] = json.dumps(dict(person.recipe), sort_keys=True)
+    statistics: dict[str, list] = {name: [] for name in STATISTICS}
+    with hdf5_beside(betas_file(out, person.subject)) as (file, disk):
+        row, betas = 0, None
+        for session, count in zip(person.sessions, person.trials, strict=True):
+            with _read_kept(_kept(staged, session)) as kept:
+                scaled = kept["betas"]
+                if betas is None:
+                    shape = (len(person.table), scaled.shape[1])
+                    betas = file.create_dataset("betas", shape, np.float32)
+                if scaled.shape[1] != shape[1]:
+                    voxels = f"{scaled.shape[1]} voxels, session 1 has {shape[1]}"
+                    raise ValueError(f"session {session} has {voxels}")
+                betas[row : row + count] = scaled
+                for name in STATISTICS:
+                    statistics[name].append(kept[name])
+            disk.check()
+            row += count
+        for name, values in statistics.items():
+            file[name] = np.stack(values)
+        file["session_trials"] = np.array(person.trials)
+        if person.ncsnr is not None:
+            file["ncsnr"] = person.ncsnr
+        file.attrs["recipe"] = json.dumps(dict(person.recipe), sort_keys=True)
 
 
 @contextmanager
@@ -331,18 +328,15 @@ def update_hdf5(path: Path, entries: Mapping[str, Any]) -> None:
     In a group "a/b" lies deeper, and "@" is a mapping of the group's attributes. Waits while
     another process does so: both want their entries kept.
     """
-    with alone(path.parent, path.name, wait=True), paths.write_beside(path) as beside:
-        if path.exists():
-            shutil.copyfile(path, beside)
-        with h5py.File(beside, "a") as file:
-            for name, content in entries.items():
-                file.pop(name, None)
-                group = content if isinstance(content, Mapping) else {"": content}
-                for key, value in group.items():
-                    if key != "@":
-                        file[f"{name}/{key}".rstrip("/")] = value
-                if "@" in group:
-                    file[name].attrs.update(group["@"])
+    with alone(path.parent, path.name, wait=True), hdf5_beside(path, keep=True) as (file, _):
+        for name, content in entries.items():
+            file.pop(name, None)
+            group = content if isinstance(content, Mapping) else {"": content}
+            for key, value in group.items():
+                if key != "@":
+                    file[f"{name}/{key}".rstrip("/")] = value
+            if "@" in group:
+                file[name].attrs.update(group["@"])
 
 
 def write_images(
@@ -362,11 +356,12 @@ def write_images(
     if path.exists():
         done(number)
         return path
-    with paths.write_beside(path) as beside, h5py.File(beside, "w") as file:
+    with hdf5_beside(path) as (file, disk):
         images = file.create_dataset("images", (number, 3, size, size), np.float16)
         for first in range(0, number, block):
             last = min(first + block, number)
             images[first:last] = resized(read(first, last), size)
+            disk.check()
             done(last - first)
     return path
 
