@@ -9,6 +9,7 @@ same folders). A function and its tasks must be picklable; the first error ends 
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
@@ -33,7 +34,7 @@ def workers(executor: str = "serial") -> Iterator[Run]:
     elif executor.partition(":")[0] == "local":
         yield partial(_processes, _count(executor))
     elif executor.startswith("dask://"):
-        with _client("tcp://" + executor.removeprefix("dask://")) as client:
+        with _client(_address(executor)) as client:
             yield partial(_cluster, client)
     else:
         raise ValueError(
@@ -46,6 +47,13 @@ def _count(executor: str) -> int:
     if not (number.isdecimal() and int(number) > 0):
         raise ValueError(f"executor {executor!r}: give a number of processes, as in local:4")
     return int(number)
+
+
+def _address(executor: str) -> str:
+    place = executor.removeprefix("dask://")
+    if not re.fullmatch(r"([^:/\s]+|\[[\da-fA-F:]+\]):\d+", place):
+        raise ValueError(f"executor {executor!r}: give host and port, as in dask://10.0.0.1:8786")
+    return f"tcp://{place}"
 
 
 def _processes(count: int, function: Callable, tasks: Iterable) -> Iterator:
@@ -81,7 +89,7 @@ def _cluster(client, function: Callable, tasks: Iterable) -> Iterator:
 
     futures = client.map(function, list(tasks), pure=False, retries=1)
     try:
-        for future in as_completed(futures):
+        for future in as_completed(futures, loop=client.loop):
             yield future.result()
     except KilledWorker as error:
         raise ValueError(
