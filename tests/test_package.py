@@ -39,7 +39,7 @@ trial_access nsd_statistics nsd_match nsd_compare
 glmsingle own_pictures own_split own_events own_checks
 own_data own_files
 nsd encoders released_networks unclip captions converter_training refine sdxl
-voxel_model synthetic
+voxel_model cohort_forms synthetic
 model
 parts feed hardware
 loop train
