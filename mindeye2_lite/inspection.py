@@ -38,6 +38,7 @@ from mindeye2_lite.layout import (
 
 SLAB = 2**27  # bytes of betas that are read at once
 PART = 2**23  # of these, computed at once
+KNOWN = ("nsd_general", "V1", "V2", "V3", "V4", "ventral", "lateral", "parietal", "higher_vis")
 
 Quartiles = list  # [lower quartile, median, upper quartile]
 
@@ -66,7 +67,7 @@ class Report:
     ncsnr: dict  # "file" and "repeats": quartiles or None
     ceiling: dict | None  # showings -> quartiles of the noise ceiling in percent
     reliability: Quartiles | None  # correlation of two showings
-    regions: dict | None  # name -> {"voxels", "ncsnr", "ceiling": {showings: ...}, "reliability"}
+    regions: dict  # name -> {"voxels", "ncsnr", "ceiling": {showings: ...}, "reliability"}
     drift: dict | None  # "mean" and "gain": quartiles per session
     behavior: list | None  # per session: {"session", "trials", "answered", "hits", ...}
     images: dict | None  # {"file", "gigabytes", "number", "pixels"}
@@ -109,7 +110,7 @@ class Report:
         """What `viz_data.data_report` draws."""
         parts = {"trials": self.trials, "repeats": self.repeats, "drift": self.drift}
         parts |= {"behavior": self.behavior, "unknown": self.unknown}
-        regions = {n: r["ceiling"] for n, r in (self.regions or {}).items() if r["ceiling"]}
+        regions = {n: r["ceiling"] for n, r in self.regions.items() if r["ceiling"]}
         if "position" in self.maps and self.reliability is not None:
             where = {name: self.maps[name] for name in ("position", "shape")}
             parts |= {"reliability": self.maps["reliability"], **where}
@@ -322,8 +323,13 @@ def _regions(
             "ceiling": _ceiling(of(best, mask)),
             "reliability": quartiles(of(maps.get("reliability"), mask)),
         }
-        for name, mask in rois.items()
+        for name, mask in sorted(rois.items(), key=_known_first)
     }
+
+
+def _known_first(region: tuple[str, np.ndarray]) -> tuple[int, str]:
+    name = region[0]
+    return (KNOWN.index(name) if name in KNOWN else len(KNOWN)), name
 
 
 def _drift(root: Path, subject: int, unknown: dict) -> dict[str, list[Quartiles]] | None:

@@ -3,7 +3,7 @@
 | file, one per hemisphere lh and rh | content |
 |---|---|
 | `ppdata/subj01/transforms/lh.func1pt8-to-white.mgz` | per vertex (x, y, z) in the volume |
-| `ppdata/subj01/transforms/lh.white-to-fsaverage.mgz` | per fsaverage vertex, a vertex of the person |
+| `ppdata/subj01/transforms/lh.white-to-fsaverage.mgz` | per fsaverage vertex, one of theirs |
 | `freesurfer/subj01/surf/lh.inflated` | the surface: vertices (n, 3) in mm, triangles (m, 3) |
 
 Coordinates and vertices count from 1, and 9999 stands where there is none (NSD Data Manual). Not
@@ -15,6 +15,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
+from mindeye2_lite.inspection import Report
 from mindeye2_lite.layout import there
 
 HEMISPHERES = ("lh", "rh")
@@ -49,15 +50,20 @@ def to_fsaverage5(values: np.ndarray, transform: Path) -> np.ndarray:
     return values[vertex]
 
 
-def on_surfaces(
-    raw: Path, subject: int, values: np.ndarray, position: np.ndarray, shape: np.ndarray
+def of_report(
+    raw: Path, report: Report
 ) -> tuple[dict[str, np.ndarray], dict[str, tuple[np.ndarray, np.ndarray]], str]:
-    """Values and meshes (vertices in mm, triangles) by hemisphere, and the surface's name.
+    """Reliability and meshes (vertices in mm, triangles) by hemisphere; the surface's name.
 
     The person's own inflated surface below NSD's root `raw`; nilearn's fsaverage5 where that is
     not there but the transform to it is. FileNotFoundError or ValueError in one line.
     """
-    data = Path(raw) / "nsddata"
+    missing = [name for name in ("reliability", "position") if name not in report.maps]
+    if missing:
+        why = report.unknown.get("reliability") or report.unknown.get("voxel positions")
+        raise ValueError(f"no surface without {missing[0]} of voxels: {why}")
+    values, position, shape = (report.maps[n] for n in ("reliability", "position", "shape"))
+    subject, data = report.subject, Path(raw) / "nsddata"
     folder = there(data / "ppdata" / f"subj{subject:02d}" / "transforms")
     own = data / "freesurfer" / f"subj{subject:02d}" / "surf"
     sampled = {
