@@ -32,6 +32,8 @@ retrieval metrics captions_metrics
 viz viz_data teaching
 sprites painting backdrops scenes
 unclip_sampling unclip_names unclip_released
+nsd_sessions
+nsd_masks nsd_tables
 nsd_raw
 inspection_files nsd encoders released_networks unclip captions converter_training refine sdxl
 inspection voxel_model synthetic
