@@ -105,13 +105,15 @@ def places(root: Path, subject: int, voxels: int, unknown: dict) -> dict[str, np
         if name not in file or "position" not in file[name]:
             unknown["voxel positions"] = f"{path.name} has none for {name}"
             return {}
-        position = file[name]["position"][:]
-        shape = np.asarray(file[name].attrs["shape"])
+        position = file[name]["position"][:].astype(np.int64)
+        shape = file[name].attrs.get("shape", position.max(0, initial=0) + 1)
     if position.shape != (voxels, 3):
         raise ValueError(
             f"{path}: position of {name} has shape {position.shape}, expected {(voxels, 3)}"
         )
-    return {"position": position, "shape": shape}
+    if (position < 0).any() or (position >= shape).any():
+        raise ValueError(f"{path}: position of {name} leaves its volume of shape {tuple(shape)}")
+    return {"position": position, "shape": np.asarray(shape)}
 
 
 def rois(root: Path, subject: int, voxels: int, unknown: dict) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ from mindeye2_lite.layout import there
 
 HEMISPHERES = ("lh", "rh")
 NOWHERE = 9999
+SPACES = {"func1pt8mm": "func1pt8", "func1mm": "func1pt0"}  # folder -> in names of transforms
 FSAVERAGE5 = 10_242  # its vertices are the first of fsaverage's
 
 
@@ -65,9 +66,10 @@ def of_report(
     values, position, shape = (report.maps[n] for n in ("reliability", "position", "shape"))
     subject, data = report.subject, Path(raw) / "nsddata"
     folder = there(data / "ppdata" / f"subj{subject:02d}" / "transforms")
+    space = SPACES[report.recipe.get("space") or _space(shape)]
     own = data / "freesurfer" / f"subj{subject:02d}" / "surf"
     sampled = {
-        hemisphere: sample(values, position, shape, folder / f"{hemisphere}.{_space(shape)}.mgz")
+        hemisphere: sample(values, position, shape, folder / f"{hemisphere}.{space}-to-white.mgz")
         for hemisphere in HEMISPHERES
     }
     if all((own / f"{hemisphere}.inflated").exists() for hemisphere in HEMISPHERES):
@@ -83,7 +85,7 @@ def of_report(
 
 def _space(shape: np.ndarray) -> str:
     """NSD's volumes of 1 mm are longer than 130 voxels each way, those of 1.8 mm shorter."""
-    return "func1mm-to-white" if min(shape) > 120 else "func1pt8-to-white"
+    return "func1mm" if min(shape) > 120 else "func1pt8mm"
 
 
 def _columns(path: Path, columns: int) -> np.ndarray:
