@@ -23,19 +23,9 @@ from mindeye2_lite.layout import (
     read_records,
     records_folder,
 )
+from mindeye2_lite.nsd_statistics import EXPECTED_TRIALS
 
 NSD_IMAGES = 73_000
-PUBLISHED = ("voxels", "sessions", "trials of test", "trials of new_test")
-EXPECTED = {  # what NSD has of each subject, in that order (counted in the released files)
-    1: (15724, 40, 2770, 3000),
-    2: (14278, 40, 2770, 3000),
-    3: (15226, 32, 2113, 2371),
-    4: (13153, 30, 1985, 2188),
-    5: (13039, 40, 2770, 3000),
-    6: (17907, 32, 2113, 2371),
-    7: (12682, 40, 2770, 3000),
-    8: (14386, 30, 1985, 2188),
-}
 
 
 def records(root: Path, subject: int, unknown: dict) -> dict[str, np.ndarray]:
@@ -166,10 +156,16 @@ def published(
     root: Path, subject: int, file: Mapping, splits: Mapping, unknown: dict
 ) -> dict[str, list] | None:
     """The counts beside those of NSD, where the layout has NSD's 73,000 images."""
-    path = root / "shared1000.npy"
-    if not path.exists() or len(np.load(path, allow_pickle=False)) != NSD_IMAGES:
+    path, expected = root / "shared1000.npy", EXPECTED_TRIALS.get(subject)
+    if expected is None or not path.exists() or _length(path) != NSD_IMAGES:
         unknown["published counts"] = "only NSD, with its 73,000 images, has them"
         return None
-    found = {"voxels": file["voxels"], "sessions": file["sessions"]}
-    found |= {f"trials of {name}": splits.get(name) for name in ("test", "new_test")}
-    return {what: [found[what], n] for what, n in zip(PUBLISHED, EXPECTED[subject], strict=True)}
+    found = {"voxels": file["voxels"], "sessions": file["sessions"]} | splits
+    return {what: [found.get(what), number] for what, number in expected.items()}
+
+
+def _length(path: Path) -> int:
+    try:
+        return len(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (ValueError, OSError, EOFError, TypeError) as error:
+        raise ValueError(f"{path} is cut short or no array ({error})") from error

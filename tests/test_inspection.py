@@ -107,8 +107,8 @@ def test_nsds_counts_stand_beside_those_found(copy):
     np.save(copy / "shared1000.npy", np.zeros(73_000, bool))
     report = inspection.inspect(copy, 1)
     assert report.published["voxels"] == [983, 15724]
-    assert report.published["trials of new_test"] == [report.splits["new_test"], 3000]
-    assert "trials of test: " in str(report) and "differs" in str(report)
+    assert report.published["new_test"] == [report.splits["new_test"], 3000]
+    assert "test: " in str(report) and "differs" in str(report)
 
 
 def test_positions_and_their_volume_come_from_voxels_hdf5(copy):
