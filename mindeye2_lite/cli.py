@@ -6,6 +6,7 @@ gives one line: exit status 2 if the command line is wrong, 1 if a file, a folde
 
 import argparse
 import inspect
+import json
 import sys
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def parser() -> Parser:
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
     _add_prepare(commands)
+    _add_inspect(commands)
     _add_compare(commands)
     _add_miniatures(commands)
     _add_results(commands)
@@ -106,6 +108,18 @@ def _add_prepare(commands) -> None:
     own("--sessions-from", choices=["events", "files"], help="default the events if they say")
     own("--seed", type=int, help="of the proposed test pictures; default 0")
     sub.set_defaults(command=prepare)
+
+
+def _add_inspect(commands) -> None:
+    text = "what is in prepared, released or own data; status 1 where it must not be trained on"
+    sub = commands.add_parser("inspect", help=text)
+    sub.add_argument("path", type=Path, help="folder that prepare wrote, or of the released files")
+    sub.add_argument("--subject", type=int, help="default all there are")
+    sub.add_argument("--json", type=Path, metavar="OUT.json", help="write the report as JSON")
+    sub.add_argument("--figure", type=Path, metavar="OUT.png", help="draw it, for one subject")
+    text = "also draw reliability on cortex, by the transforms in this NSD tree: OUT_surface.png"
+    sub.add_argument("--surface", type=Path, metavar="RAW", help=text)
+    sub.set_defaults(command=inspect_data)
 
 
 def _add_compare(commands) -> None:
@@ -295,6 +309,53 @@ def _share_or_names(test: list[str] | None) -> float | list[str] | None:
         return float(test[0]) if test and len(test) == 1 else test
     except ValueError:
         return test
+
+
+def inspect_data(options) -> int:
+    """Print a report per person; status 1 if training or scores on these data would be wrong."""
+    from mindeye2_lite import inspection, paths
+
+    there = inspection.people(options.path)
+    wanted = [options.subject] if options.subject else there
+    if options.surface and not options.figure:
+        raise ValueError("--surface needs --figure OUT.png, beside which it is drawn")
+    if options.figure and len(wanted) > 1:
+        raise ValueError(f"--figure draws one person: choose --subject from {there}")
+    reports = []
+    for subject in wanted:
+        reports.append(inspection.inspect(options.path, subject, progress=sys.stderr.isatty()))
+        print(reports[-1])
+    if options.json:
+        with paths.write_beside(options.json) as beside:
+            beside.write_text(json.dumps([report.as_dict() for report in reports], indent=1))
+    if options.figure:
+        _draw(reports[0], options.figure, options.surface)
+    return int(any(report.problems for report in reports))
+
+
+def _draw(report, out: Path, raw: Path | None) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from mindeye2_lite import surfaces, viz, viz_data
+
+    viz.use_style()
+    note = f"subject {report.subject}, {report.kind.partition(';')[0]}"
+    _save(viz_data.data_report(**report.figure(), note=note), out)
+    if raw is not None:
+        values, meshes, name = surfaces.of_report(raw, report)
+        figure = viz_data.surface_map(values, meshes, note=f"subject {report.subject}; {name}")
+        _save(figure, out.with_name(f"{out.stem}_surface{out.suffix}"))
+
+
+def _save(figure, out: Path) -> None:
+    from mindeye2_lite import paths
+
+    kind = out.suffix.removeprefix(".") or "png"
+    if kind not in (known := figure.canvas.get_supported_filetypes()):
+        raise ValueError(f"{out}: no figure can be written as .{kind}, choose from {sorted(known)}")
+    with paths.write_beside(out) as beside:
+        figure.savefig(beside, dpi=160, format=kind)
 
 
 def compare(options) -> None:

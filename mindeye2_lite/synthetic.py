@@ -37,6 +37,7 @@ TRIALS, RUNS = 75, 12  # of a session
 SHOWN, SHARED = 1000, 100  # scenes per person; of these seen by all
 SHOWINGS = 3
 CLOSE, CONCENTRATION = 0.6, 4.0  # share of showings near the scene's center; how near
+LATER = ("voxels.hdf5", "stimuli.csv")  # a cohort prepared before there were these is outdated
 FRESH = 60  # seconds after which a lock without a sign of life counts as left behind
 
 
@@ -400,11 +401,11 @@ def _version() -> str:
 
 def _outdated(root: Path) -> bool:
     """Is this a synthetic cohort that another version of this package made?"""
-    return _made_by(root) not in (None, _version())
+    return _made_by(root) is not None and not _complete(root)
 
 
 def _complete(root: Path) -> bool:
-    return _made_by(root) == _version()
+    return _made_by(root) == _version() and all((root / name).exists() for name in LATER)
 
 
 def _made_by(root: Path) -> str | None:
