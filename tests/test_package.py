@@ -28,19 +28,19 @@ config paths
 layout executors
 layout_writing
 ridge backbone low_level prior losses released
-retrieval metrics captions_metrics
+retrieval metrics captions_metrics verdict
 viz teaching
 sprites painting backdrops scenes
 unclip_sampling unclip_names unclip_released
 nsd_raw
 nsd encoders released_networks unclip captions converter_training refine sdxl
-voxel_model synthetic
+voxel_model synthetic stranger
 model
 parts feed hardware
 loop train
 asset_table assets step_memory plan
 baselines
-pipeline stages stand_ins
+pipeline stages stand_ins replay
 experiments
 training_miniatures
 book doctor
