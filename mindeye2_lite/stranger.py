@@ -6,7 +6,7 @@ verdict before the reader's own have come. What voxels do is in `voxel_model.py`
 
 | file | content |
 |---|---|
-| `betas.npy`, or `betas.nii.gz` and `mask.nii.gz` | (trials, V) or (x, y, z, trials) float32, percent |
+| `betas.npy`, or `betas.nii.gz` and `mask.nii.gz` | percent: (trials, V) or (x, y, z, trials) |
 | `events.tsv` | onset, duration, trial_type, stim_file, run, session; a row per trial, as in BIDS |
 | `pictures/` | one PNG per picture, named in `stim_file` |
 | `provenance.json` | that all this is a simulation, and how it was drawn |
