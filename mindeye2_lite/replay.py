@@ -28,12 +28,11 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from mindeye2_lite import captions, encoders, nsd, pipeline, retrieval, unclip
 from mindeye2_lite.config import Config
 from mindeye2_lite.layout import GLOBAL_TRIAL, SHARED
-from mindeye2_lite.model import MindEye2
 
 PACE = 4.0  # seconds from one picture to the next in NSD: 3 s of picture, 1 s of gap
 STAGES = ("scale", "backbone", "retrieval", "prior", "unCLIP", "caption")
@@ -159,7 +158,7 @@ def percent(person: nsd.Subject, session: int) -> tuple[np.ndarray, Tensor, Tens
 
 
 def replay(
-    model: MindEye2,
+    model: nn.Module,
     person: nsd.Subject,
     session: int,
     config: Config,
@@ -171,7 +170,7 @@ def replay(
     seed: int = 0,
     device: str | None = None,
 ) -> Replay:
-    """Decode a session trial by trial; `model` must not have been trained on it.
+    """Decode a session trial by trial; `model`, a MindEye2, must not have been trained on it.
 
     `known`: the sessions, from the first, whose statistics scale the trials (None: all before this
     one). `statistics`: "training", theirs as they are, or "running", updated with every trial of
@@ -218,7 +217,7 @@ class Chain:
     """Every network of the way, loaded once, and a clock for each."""
 
     def __init__(
-        self, model: MindEye2, person: nsd.Subject, config: Config, steps: int, seed: int,
+        self, model: nn.Module, person: nsd.Subject, config: Config, steps: int, seed: int,
         device: str,
     ):  # fmt: skip
         self.model, self.subject, self.config = model, person.subject, config
