@@ -6,11 +6,12 @@ gives one line: exit status 2 if the command line is wrong, 1 if a file, a folde
 
 import argparse
 import inspect
+import json
 import sys
 from pathlib import Path
 
 from mindeye2_lite import __version__
-from mindeye2_lite.config import PROFILES, Config
+from mindeye2_lite.config import NORMALIZE, PROFILES, Config
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,6 +42,8 @@ def parser() -> Parser:
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
     _add_prepare(commands)
+    _add_inspect(commands)
+    _add_compare(commands)
     _add_miniatures(commands)
     _add_results(commands)
     _add_fetch(commands)
@@ -102,6 +105,27 @@ def _add_prepare(commands) -> None:
     own("--sessions-from", choices=["events", "files"], help="default the events if they say")
     own("--seed", type=int, help="of the proposed test pictures; default 0")
     sub.set_defaults(command=prepare)
+
+
+def _add_inspect(commands) -> None:
+    text = "what is in prepared, released or own data; status 1 where it must not be trained on"
+    sub = commands.add_parser("inspect", help=text)
+    sub.add_argument("path", type=Path, help="folder that prepare wrote, or of the released files")
+    sub.add_argument("--subject", type=int, help="default all there are")
+    sub.add_argument("--json", type=Path, metavar="OUT.json", help="write the report as JSON")
+    sub.add_argument("--figure", type=Path, metavar="OUT.png", help="draw it, for one subject")
+    text = "also draw reliability on cortex, by the transforms in this NSD tree: OUT_surface.png"
+    sub.add_argument("--surface", type=Path, metavar="RAW", help=text)
+    sub.set_defaults(command=inspect_data)
+
+
+def _add_compare(commands) -> None:
+    sub = commands.add_parser("compare", help="how two builds of a person's betas differ")
+    sub.add_argument("ours", type=Path, help="folder of the training layout, or a betas file")
+    sub.add_argument("released", type=Path, help="the same of the other build")
+    sub.add_argument("--subject", type=int, default=1)
+    sub.add_argument("--out", type=Path, help="a .csv file: a line per session and voxel")
+    sub.set_defaults(command=compare)
 
 
 def _add_miniatures(commands) -> None:
@@ -181,8 +205,11 @@ def _add_who(sub) -> None:
 
 
 def _add_normalize(sub) -> None:
-    text = "who scales a test trial: the sessions in use, or its own (released files: all)"
-    sub.add_argument("--normalize", default="sessions", choices=["sessions", "all"], help=text)
+    text = (
+        "who scales a trial: sessions = its own, of test trials the sessions in use; all = its own "
+    )
+    text += "(released files); the others: nsd.NORMALIZE"
+    sub.add_argument("--normalize", default="sessions", choices=list(NORMALIZE), help=text)
 
 
 def run(options) -> None:
@@ -279,6 +306,66 @@ def _share_or_names(test: list[str] | None) -> float | list[str] | None:
         return float(test[0]) if test and len(test) == 1 else test
     except ValueError:
         return test
+
+
+def inspect_data(options) -> int:
+    """Print a report per person; status 1 if training or scores on these data would be wrong."""
+    from mindeye2_lite import inspection, paths
+
+    there = inspection.people(options.path)
+    wanted = [options.subject] if options.subject else there
+    if options.surface and not options.figure:
+        raise ValueError("--surface needs --figure OUT.png, beside which it is drawn")
+    if options.figure and len(wanted) > 1:
+        raise ValueError(f"--figure draws one person: choose --subject from {there}")
+    reports = []
+    for subject in wanted:
+        reports.append(inspection.inspect(options.path, subject, progress=sys.stderr.isatty()))
+        print(reports[-1])
+    if options.json:
+        with paths.write_beside(options.json) as beside:
+            beside.write_text(json.dumps([report.as_dict() for report in reports], indent=1))
+    if options.figure:
+        _draw(reports[0], options.figure, options.surface)
+    return int(any(report.problems for report in reports))
+
+
+def _draw(report, out: Path, raw: Path | None) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from mindeye2_lite import surfaces, viz, viz_data
+
+    viz.use_style()
+    note = f"subject {report.subject}, {report.kind.partition(';')[0]}"
+    _save(viz_data.data_report(**report.figure(), note=note), out)
+    if raw is not None:
+        values, meshes, name = surfaces.of_report(raw, report)
+        figure = viz_data.surface_map(values, meshes, note=f"subject {report.subject}; {name}")
+        _save(figure, out.with_name(f"{out.stem}_surface{out.suffix}"))
+
+
+def _save(figure, out: Path) -> None:
+    from mindeye2_lite import paths
+
+    kind = out.suffix.removeprefix(".") or "png"
+    if kind not in (known := figure.canvas.get_supported_filetypes()):
+        raise ValueError(f"{out}: no figure can be written as .{kind}, choose from {sorted(known)}")
+    with paths.write_beside(out) as beside:
+        figure.savefig(beside, dpi=160, format=kind)
+
+
+def compare(options) -> None:
+    """Print the verdict; write the table where one is asked for."""
+    from mindeye2_lite import nsd_compare, paths
+
+    if options.out and options.out.suffix != ".csv":
+        raise ValueError(f"--out {options.out}: give the name of a .csv file")
+    found = nsd_compare.compare(options.ours, options.released, options.subject)
+    if options.out:
+        with paths.write_beside(options.out) as beside:
+            found.table().to_csv(beside, index=False)
+    print(found)
 
 
 def miniatures(options) -> None:
