@@ -20,6 +20,7 @@ NEED_ITS_MODEL = (
     "08_unclip_decoding",
     "05_low_level",
     "13_real_nsd",
+    "14_your_own_data",
     "03_contrastive_retrieval",
 )
 LAST = "01_nsd_loading"

@@ -28,7 +28,7 @@ config paths
 layout executors
 layout_writing
 ridge backbone low_level prior losses released
-retrieval metrics captions_metrics
+retrieval metrics captions_metrics verdict
 viz viz_data teaching
 sprites painting backdrops scenes
 unclip_sampling unclip_names unclip_released
@@ -39,14 +39,14 @@ trial_access nsd_statistics nsd_match nsd_compare
 glmsingle own_pictures own_split own_events own_checks
 own_data own_files
 inspection_files nsd encoders released_networks unclip captions converter_training refine sdxl
-inspection voxel_model cohort_forms synthetic
+inspection voxel_model cohort_forms synthetic stranger
 surfaces
 model
 parts feed hardware
 loop train
 asset_table assets step_memory plan
 baselines
-pipeline stages stand_ins
+pipeline stages stand_ins replay
 experiments
 training_miniatures
 book doctor
