@@ -35,8 +35,10 @@ from mindeye2_lite.layout import (
     subjects,
 )
 from mindeye2_lite.nsd_raw import prepare
+from mindeye2_lite.own_data import from_arrays
+from mindeye2_lite.own_files import from_files
 
-__all__ = ["Images", "Subject", "Trials", "prepare"]
+__all__ = ["Images", "Subject", "Trials", "from_arrays", "from_files", "prepare"]
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ sprites painting backdrops scenes
 unclip_sampling unclip_names unclip_released
 nsd_sessions
 nsd_masks nsd_tables
-nsd_raw
+nsd_raw own_pictures own_split own_checks own_data own_events own_files glmsingle
 nsd encoders released_networks unclip captions converter_training refine sdxl
 voxel_model synthetic
 model
