@@ -102,7 +102,7 @@ class PerVoxel:
     """What is known of each voxel, besides its betas."""
 
     regions: Mapping[str, np.ndarray]  # name -> (V,) bool
-    position: np.ndarray | None  # (V, 3) mm
+    position: np.ndarray | None  # (V, 3) places in a volume, from 0
     ncsnr: np.ndarray | None  # (V,)
 
 
@@ -120,7 +120,7 @@ def per_voxel(regions: Mapping | None, position: Any, ncsnr: Any, voxels: int) -
             raise ValueError(f"a region is named {name!r}: choose a word (nsd_general is taken)")
     return PerVoxel(
         {name: mask.astype(bool) for name, mask in masks.items()},
-        None if position is None else _numbers("position", position, (voxels, 3)),
+        None if position is None else _places(position, voxels),
         None if ncsnr is None else _numbers("ncsnr", ncsnr, (voxels,)),
     )
 
@@ -130,6 +130,13 @@ def _numbers(name: str, values: Any, shape: tuple[int, ...]) -> np.ndarray:
     if values.shape != shape or values.dtype.kind not in "fiu":
         raise ValueError(f"{name} is {values.dtype} of shape {values.shape}: expected {shape}")
     return values.astype(np.float32)
+
+
+def _places(position: Any, voxels: int) -> np.ndarray:
+    places = _numbers("position", position, (voxels, 3))
+    if not (np.isfinite(places).all() and (places >= 0).all() and (places % 1 == 0).all()):
+        raise ValueError("position must hold whole numbers from 0: x, y, z of each voxel's place")
+    return places.astype(np.int64)
 
 
 @dataclass(frozen=True)

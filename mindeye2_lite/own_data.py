@@ -83,7 +83,8 @@ def from_arrays(
     trial showed, by name or number. `images`: a folder, a mapping name -> (H, W, 3) uint8, or an
     array (images, H, W, 3). `sessions`, `runs`: labels per trial; None: one. `test`: names of test
     pictures, a share of the pictures, or None for a proposal. `regions`: name -> (V,) bool;
-    `position`: (V, 3) in mm; `ncsnr`: (V,), else estimated where ten training pictures repeat.
+    `position`: (V, 3) places x, y, z in a volume, from 0; `ncsnr`: (V,), else estimated where ten
+    training pictures repeat.
 
     Voxels without a number in any trial are left out. Errors: ValueError or FileNotFoundError in
     one line; nothing half-written stays behind. A person who is there already is left alone.

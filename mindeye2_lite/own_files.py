@@ -12,7 +12,7 @@ those that ever change. Read with notebook 14.
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ def from_files(
     captions: Any = None,
     image_column: str | None = None,
     ignore: Collection[str] = (),
+    sessions_from: str | None = None,
     image_size: int = 224,
     **how: Any,
 ) -> Split:
@@ -51,16 +52,15 @@ def from_files(
     is a session unless the events name theirs. `images`: a folder, or as for `from_arrays`.
     `mask`: a NIfTI or `.npy` volume, not 0 inside. `captions`: a mapping, or a JSON file of one.
     `image_column`: where events name pictures (`stim_file`, `trial_type`); lines whose picture is
-    in `ignore` (`n/a`, `blank`) have no betas. `how`: `subject`, `test`, `regions`, `position`,
+    in `ignore` (`n/a`, `blank`) have no betas. `sessions_from`: "files" or "events" where both
+    could say; None: the events. `how`: `subject`, `test`, `regions`, `position`,
     `ncsnr`, `executor`, `progress`, `seed`. Errors: ValueError or FileNotFoundError in one line.
     """
     pictures = open_pictures(images, image_size)
     trials = read_events(events, pictures, image_column, ignore)
     found = open_betas(betas, len(trials), mask)
     how.setdefault("position", found.position)
-    sessions = trials.session if trials.session.notna().all() else None
-    if len(found.parts) > 1:
-        sessions = _sessions_of_files(found, sessions)
+    sessions = _sessions(found, trials, sessions_from)
     if isinstance(captions, str | Path):
         captions = _json(Path(captions))
     runs = trials.run if trials.run.notna().all() else None
@@ -70,21 +70,25 @@ def from_files(
     )  # fmt: skip
 
 
-def _sessions_of_files(found: "Betas", sessions: Any) -> np.ndarray:
-    """A label per trial. ValueError where files and the events' sessions differ in length."""
+def _sessions(found: "Betas", trials: Any, source: str | None) -> np.ndarray | None:
+    """A label per trial, None for one session. ValueError where files and events disagree."""
+    if source not in (None, "files", "events"):
+        raise ValueError(f"sessions_from is {source!r}: choose files or events")
     counts = [len(part) for part in found.parts]
-    if sessions is None:
+    said = trials.session.to_numpy() if trials.session.notna().all() else None
+    if source == "events" and said is None:
+        raise ValueError("the events say nothing of sessions: add a column, or ses- to their names")
+    if source == "files" or said is None:
         return np.repeat(np.arange(1, len(counts) + 1), counts)
-    sessions = sessions.to_numpy()
-    starts = np.flatnonzero(np.r_[True, sessions[1:] != sessions[:-1]])
-    said = np.diff(np.r_[starts, len(sessions)]).tolist()
-    if len(said) == len(counts) and said != counts:
-        wrong = next(i for i, pair in enumerate(zip(said, counts, strict=True)) if len({*pair}) > 1)
+    starts = np.flatnonzero(np.r_[True, said[1:] != said[:-1]])
+    lengths = np.diff(np.r_[starts, len(said)]).tolist()
+    if len(lengths) == len(counts) and lengths != counts:
+        wrong = [a == b for a, b in zip(lengths, counts, strict=True)].index(False)
         raise ValueError(
             f"{found.parts[wrong].path} has {counts[wrong]} trials, but the events of session "
-            f"{sessions[starts[wrong]]} are {said[wrong]}: are the files in the order of sessions?"
+            f"{said[starts[wrong]]} are {lengths[wrong]}: are the files in the order of sessions?"
         )
-    return sessions
+    return said
 
 
 def _json(path: Path) -> Any:
@@ -124,7 +128,6 @@ class Nifti:
 
     path: Path
     shape: tuple[int, ...]
-    affine: np.ndarray = field(compare=False)
     dtype = np.dtype(np.float32)
 
     def __getitem__(self, index: tuple) -> np.ndarray:
@@ -244,7 +247,7 @@ def _mat(path: Path, name: str | None) -> Any:
 def _nifti(path: Path, _name: str | None = None) -> Nifti:
     try:
         image = nibabel.load(path)
-        return Nifti(path, image.shape, image.affine)
+        return Nifti(path, image.shape)
     except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"{path} is cut short or no NIfTI file ({why})") from error
@@ -287,7 +290,7 @@ class Betas:
     """Trials of all files, end to end: (trials, V), read by slices of trials."""
 
     parts: tuple[Part, ...]
-    position: np.ndarray | None  # (V, 3) mm where the files say it
+    position: np.ndarray | None  # (V, 3) places in the volume, from 0, where there is one
     dtype = np.dtype(np.float32)
 
     @property
@@ -321,15 +324,14 @@ def open_betas(what: Files, trials: int, mask: str | Path | None = None) -> Beta
             raise ValueError(
                 f"{part.path} has voxels {part.space}, {parts[0].path} has {parts[0].space}"
             )
-    affine = getattr(arrays[0], "affine", None)
     if mask is None:
         inside = _changing(parts) if rank > 2 else None
-        return _betas(parts, inside, inside, affine)
-    volume, affine = _volume(mask, affine)
+        return _betas(parts, inside, inside)
+    volume = _volume(mask)
     if rank == 2:
         _check_count(mask, int(volume.sum()), parts[0].space[0])
-        return _betas(parts, None, volume, affine)
-    return _betas([_turned(part, volume, mask) for part in parts], volume, volume, affine)
+        return _betas(parts, None, volume)
+    return _betas([_turned(part, volume, mask) for part in parts], volume, volume)
 
 
 def _check_count(mask: str | Path, inside: int, voxels: int) -> None:
@@ -337,10 +339,8 @@ def _check_count(mask: str | Path, inside: int, voxels: int) -> None:
         raise ValueError(f"{mask} has {inside} voxels inside, the betas have {voxels}")
 
 
-def _betas(parts, inside, volume, affine) -> Betas:
-    where = None
-    if affine is not None and volume is not None and volume.ndim == 3:
-        where = nibabel.affines.apply_affine(affine, np.argwhere(volume)).astype(np.float32)
+def _betas(parts, inside, volume) -> Betas:
+    where = np.argwhere(volume) if volume is not None and volume.ndim == 3 else None
     return Betas(tuple(Part(p.path, p.array, p.axis, inside) for p in parts), where)
 
 
@@ -383,7 +383,7 @@ def _changing(parts: list[Part]) -> np.ndarray:
     return inside
 
 
-def _volume(mask: str | Path, affine: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+def _volume(mask: str | Path) -> np.ndarray:
     array = open_array(mask)
     volume = np.asarray(array[(slice(None),) * len(array.shape)])
     if volume.ndim == 4 and volume.shape[3] == 1:
@@ -391,7 +391,7 @@ def _volume(mask: str | Path, affine: np.ndarray | None) -> tuple[np.ndarray, np
     volume = np.nan_to_num(volume) != 0
     if not volume.any():
         raise ValueError(f"{mask} is empty: no voxel is inside")
-    return volume, getattr(array, "affine", affine)
+    return volume
 
 
 def _turned(part: Part, volume: np.ndarray, mask: str | Path) -> Part:
