@@ -5,10 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pytest
 import tiny_nsd
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from tiny_nsd import Plan, Tree
 
@@ -22,8 +21,8 @@ PLANS = st.builds(
     trials=st.integers(3, 9),
     shared=st.floats(0.05, 0.8),
     volume=st.sampled_from([(5, 6, 7), (3, 8, 4), (6, 2, 9)]),
-    form=st.sampled_from(["nsd", "volumes", "contiguous"]),
-    mat=st.sampled_from(["5"]),
+    form=st.sampled_from(["nsd", "volumes", "contiguous", "nii.gz"]),
+    mat=st.sampled_from(["5", "7.3"]),
     seed=st.integers(0, 9999),
 )
 SPLITS = st.sampled_from(["new_test", "test"])
@@ -40,6 +39,7 @@ def any_of(examples: int, **strategies):
             deadline=None,
             derandomize=True,
             database=None,
+            phases=(Phase.generate, Phase.shrink),
             suppress_health_check=checks,
         )
         return bounded(given(**strategies)(test))
@@ -79,7 +79,7 @@ def same(one: Trials, other: Trials) -> bool:
 # -- splits ----------------------------------------------------------------------------------------
 
 
-@any_of(40, plan=PLANS, split=SPLITS, normalize=NORMALIZE, k=st.integers(1, 5))
+@any_of(20, plan=PLANS, split=SPLITS, normalize=NORMALIZE, k=st.integers(1, 5))
 def test_no_test_image_is_ever_in_training(plan, split, normalize, k):
     with prepared(plan) as (tree, root):
         for number in plan.subjects:
@@ -91,7 +91,7 @@ def test_no_test_image_is_ever_in_training(plan, split, normalize, k):
             assert not tree.is_shared[train.image_id].any()
 
 
-@any_of(40, plan=PLANS)
+@any_of(20, plan=PLANS)
 def test_no_trial_is_lost_or_doubled(plan):
     with prepared(plan) as (tree, root):
         for number in plan.subjects:
@@ -117,7 +117,7 @@ def recovered(subject: Subject, trials: Trials) -> np.ndarray:
     return np.rint((trials.voxels.numpy() * std[session] + mean[session]) * 300)
 
 
-@any_of(40, plan=PLANS)
+@any_of(20, plan=PLANS)
 def test_betas_pictures_and_behavior_speak_of_the_same_trial(plan):
     with prepared(plan) as (tree, root):
         for number in plan.subjects:
@@ -126,11 +126,13 @@ def test_betas_pictures_and_behavior_speak_of_the_same_trial(plan):
             for trials in (subject.train(), subject.test(normalize="all")):
                 betas, here = recovered(subject, trials), rows(trials)
                 assert (betas == stored[here]).all()
-                assert (betas[:, 0] == trials.image_id.numpy()).all() and (betas[:, 1] == here).all()
+                assert (betas[:, 0] == trials.image_id.numpy()).all() and (
+                    betas[:, 1] == here
+                ).all()
                 pixels = (subject.images[trials.image_id][:, :2, 0, 0] * 255).round().int()
                 assert torch.equal(pixels[:, 0] + 256 * pixels[:, 1], trials.image_id.int())
                 check_behavior(trials, table.iloc[here])
-            for image in np.unique(tree.images(number)):
+            for image in np.unique(tree.images(number)).tolist():
                 assert subject.captions(image)[1] == f"picture {image}, words b"
 
 
@@ -144,7 +146,7 @@ def check_behavior(trials: Trials, table) -> None:
         assert (behavior[name] == table[name].fillna(-1)).all()
 
 
-@any_of(40, plan=PLANS)
+@any_of(20, plan=PLANS)
 def test_labels_and_noise_ceilings_belong_to_their_voxels(plan):
     with prepared(plan) as (tree, root):
         for number in plan.subjects:
@@ -157,7 +159,7 @@ def test_labels_and_noise_ceilings_belong_to_their_voxels(plan):
             assert (subject.ncsnr == tree.signal_to_noise(number)[inside]).all()
 
 
-@any_of(15, plan=PLANS)
+@any_of(6, plan=PLANS)
 def test_the_form_of_the_files_changes_nothing(plan):
     with prepared(plan) as (_, root), tempfile.TemporaryDirectory() as folder:
         for form, mat in FORMS:
@@ -168,7 +170,7 @@ def test_the_form_of_the_files_changes_nothing(plan):
                 assert same(one.train(), other.train()) and same(one.test(), other.test())
 
 
-FORMS = [("nsd", "5"), ("volumes", "5"), ("contiguous", "5")]
+FORMS = [("nsd", "5"), ("volumes", "7.3"), ("contiguous", "5"), ("nii.gz", "7.3")]
 
 
 # -- normalization ---------------------------------------------------------------------------------
@@ -182,7 +184,7 @@ def far_off(tree: Tree, subject: int, session: int, trials: np.ndarray) -> None:
     tiny_nsd.write_session(tree.session(session, subject), volumes, tree.plan.form)
 
 
-@any_of(30, plan=PLANS, k=st.integers(1, 4), later=st.integers(1, 4))
+@any_of(15, plan=PLANS, k=st.integers(1, 4), later=st.integers(1, 4))
 def test_normalization_of_one_session_never_reads_another(plan, k, later):
     assume(plan.sessions > 1)
     k = min(k, plan.sessions - 1)
@@ -206,11 +208,11 @@ def test_normalization_of_one_session_never_reads_another(plan, k, later):
                     one.session_statistics, other.session_statistics, strict=True
                 ):
                     assert (ours[session - 1] == theirs[session - 1]).all()
-        with pytest.raises(AssertionError):  # the change is one that would be seen
-            assert same(one.train(changed), other.train(changed))
+        seen = one.session_statistics[0] != other.session_statistics[0]
+        assert seen[changed - 1].any()  # the change is one that would be noticed
 
 
-@any_of(30, plan=PLANS, k=st.integers(1, 5))
+@any_of(15, plan=PLANS, k=st.integers(1, 5))
 def test_statistics_come_from_training_trials_only(plan, k):
     k = min(k, plan.sessions)
     with prepared(plan) as (tree, root):
@@ -225,7 +227,7 @@ def test_statistics_come_from_training_trials_only(plan, k):
             assert (ours == theirs).all()
 
 
-@any_of(30, plan=PLANS)
+@any_of(15, plan=PLANS)
 def test_training_voxels_have_mean_zero_and_deviation_one_in_each_session(plan):
     with prepared(plan) as (_, root):
         train = Subject(root, plan.subjects[0]).train()
@@ -251,7 +253,7 @@ def test_repeats_are_the_showings_in_order_and_the_first_fills_gaps(ids, n):
         assert filled == ([showings[0]] * max(n - len(showings), 0) + showings)[:n]
 
 
-@any_of(30, plan=PLANS)
+@any_of(15, plan=PLANS)
 def test_repeats_of_a_subject_belong_to_their_image(plan):
     with prepared(plan) as (tree, root):
         for number in plan.subjects:

@@ -6,14 +6,18 @@ image's index, the second the number of the trial; a picture's first pixel holds
 """
 
 import json
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import h5py
 import nibabel
 import numpy as np
 import pandas as pd
+from PIL import Image
 from scipy.io import savemat
 
 B3 = "betas_fithrf_GLMdenoise_RR"
@@ -260,12 +264,14 @@ def write_responses(path: Path, table: pd.DataFrame, **options) -> None:
 def design_of(tree: Tree) -> dict[str, np.ndarray]:
     """The arrays of nsd_expdesign.mat as MATLAB sees them, counted from 1."""
     shared = tree.shown[:1, : tree.num_shared] + 1
+    slots = np.arange(4 * -(-tree.plan.trials // 4)).reshape(-1, 4) < tree.plan.trials
     return {
         "masterordering": tree.ordering[None] + 1,
         "basiccnt": np.zeros((3, tree.plan.sessions)),
         "sharedix": shared,
         "subjectim": tree.shown + 1,
-        "stimpattern": np.ones((tree.plan.sessions, 2, 4), np.uint8),
+        # (sessions, runs, slots): is there a trial?
+        "stimpattern": np.stack([slots.astype(np.uint8)] * tree.plan.sessions),
     }
 
 
@@ -342,3 +348,215 @@ def captions_of(tree: Tree) -> dict:
 def write_captions(tree: Tree) -> None:
     tree.captions.parent.mkdir(parents=True, exist_ok=True)
     tree.captions.write_text(json.dumps(captions_of(tree)), encoding="utf-8")
+
+
+# -- damage ----------------------------------------------------------------------------------------
+
+
+def cut(path: Path, share: float) -> None:
+    """Keep that share of a file's bytes; all but one for 1, one for a very small share."""
+    content = path.read_bytes()
+    path.write_bytes(content[: min(max(int(share * len(content)), share > 0), len(content) - 1)])
+
+
+def flip(path: Path, share: float, bits: int = 0xFF) -> None:
+    """Other bits in the byte at that share of a file."""
+    content = bytearray(path.read_bytes())
+    content[int(share * len(content))] ^= bits
+    path.write_bytes(bytes(content))
+
+
+def replaced(path: Path, by: str) -> None:
+    """Something else where a file was: nothing, a folder, a loop of links, a link to nowhere."""
+    path.unlink()
+    if by == "folder":
+        path.mkdir()
+    elif by == "loop":
+        other = path.with_name(f"other-{path.name}")
+        path.symlink_to(other)
+        other.symlink_to(path)
+    elif by == "dangling link":
+        path.symlink_to(path.with_name("nowhere"))
+
+
+def changed_text(path: Path, change: Callable[[str], str], encoding: str = "utf-8") -> None:
+    with path.open(encoding="utf-8", newline="") as file:
+        text = file.read()
+    path.write_bytes(change(text).encode(encoding))
+
+
+def changed_array(path: Path, name: str, change: Callable[[np.ndarray], Any]) -> None:
+    """Another dataset under the same name; `change` may also give None: then it goes."""
+    with h5py.File(path, "a") as file:
+        found = change(file[name][()])
+        del file[name]
+        if found is not None:
+            file[name] = found
+
+
+# -- how a call on bad input may end ---------------------------------------------------------------
+
+
+def right_or_one_line(
+    call: Callable[[], Any], out: Path, names: Sequence[str] = (), ends: str = "either"
+) -> Any:
+    """Run it: what it gives, or None after one clear line.
+
+    `ends`: "right", "error" or "either". An error is a ValueError, FileNotFoundError or OSError
+    that the package itself raised, in one line with all of `names`; below `out` nothing partial is
+    left after it.
+    """
+    try:
+        result = call()
+    except Exception as error:
+        assert ends != "right", f"expected a right result, not {type(error).__name__}: {error}"
+        one_line(error, names)
+        assert not partial(out)
+        return None
+    assert ends != "error", f"expected one line of error with {names}"
+    return result
+
+
+def one_line(error: Exception, names: Sequence[str]) -> None:
+    said = f"{type(error).__name__}: {error}"
+    assert type(error) in (ValueError, FileNotFoundError, OSError), said
+    assert ours(error), f"raised by a library: {said}"
+    assert "\n" not in str(error) and "Traceback" not in said and 10 < len(said) < 1500, said
+    missing = [name for name in names if name not in str(error)]
+    assert not missing, f"{missing} not in: {said}"
+
+
+def ours(error: Exception) -> bool:
+    """Was it raised by a line of the package?"""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    checks = ("jaxtyping", "beartype")
+    files = [Path(f.f_code.co_filename) for f in frames]
+    files = [file for file in files if not set(checks) & set(file.parts)]
+    return files[-1].parent.name == "mindeye2_lite"
+
+
+def partial(out: Path) -> list[str]:
+    """What a preparation that failed must not leave: betas, records, halves, staged sessions."""
+    left = [path.relative_to(out) for path in out.rglob("*")] if out.is_dir() else []
+    bad = ("betas_all", ".betas_all")
+    return [
+        str(path)
+        for path in left
+        if path.name.endswith(".part") or path.name.startswith(bad) or path.parts[0] == "wds"
+    ]
+
+
+# -- somebody's own data ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Own:
+    """A study of a few pictures: betas, a table of events, a folder of pictures."""
+
+    root: Path
+    form: str = "npy"  # npy, h5, mat5, mat73, nii.gz or glmsingle
+    sessions: int = 2
+    trials: int = 12  # of a session
+    pictures: int = 6
+    space: tuple[int, int, int] = (3, 4, 3)
+    side: int = 8
+    seed: int = 0
+
+    @cached_property
+    def shown(self) -> np.ndarray:
+        """(trials,) index of the picture, in order of time; every picture is shown."""
+        n = self.sessions * self.trials
+        return np.random.default_rng(self.seed).permutation(np.arange(n) % self.pictures)
+
+    @property
+    def names(self) -> list[str]:
+        return [f"picture{i:02d}.png" for i in range(self.pictures)]
+
+    @cached_property
+    def volumes(self) -> np.ndarray:
+        """(trials, x, y, z) float32; the first voxel holds the picture, the second the trial."""
+        rng = np.random.default_rng([self.seed, 1])
+        volumes = rng.normal(size=(len(self.shown), *self.space)).astype(np.float32)
+        volumes[:, 0, 0, 0], volumes[:, 0, 0, 1] = self.shown, np.arange(len(self.shown))
+        return volumes
+
+    @property
+    def voxels(self) -> np.ndarray:
+        """(trials, V)."""
+        return self.volumes.reshape(len(self.shown), -1)
+
+    @property
+    def session_of(self) -> np.ndarray:
+        return np.arange(len(self.shown)) // self.trials + 1
+
+    @property
+    def events_table(self) -> pd.DataFrame:
+        onset = np.arange(len(self.shown)) % self.trials * 4.0
+        return pd.DataFrame(
+            {
+                "onset": onset,
+                "duration": 3.0,
+                "trial_type": "picture",
+                "stim_file": [self.names[i] for i in self.shown],
+                "session": self.session_of,
+                "run": 1,
+            }
+        )
+
+    @property
+    def betas(self) -> Path:
+        names = {"mat5": "betas.mat", "mat73": "betas.mat", "nii.gz": "betas.nii.gz"}
+        names["glmsingle"] = "TYPED_FITHRF_GLMDENOISE_RR.npy"
+        return self.root / names.get(self.form, f"betas.{self.form}")
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.tsv"
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "pictures"
+
+    @property
+    def mask(self) -> Path:
+        return self.root / "mask.nii.gz"
+
+    @property
+    def captions(self) -> Path:
+        return self.root / "captions.json"
+
+
+def write_own(root: Path, **choices) -> Own:
+    own = Own(Path(root), **choices)
+    own.folder.mkdir(parents=True)
+    write_own_betas(own, own.volumes)
+    write_responses(own.events, own.events_table)
+    rng = np.random.default_rng([own.seed, 2])
+    for index, name in enumerate(own.names):
+        pixels = rng.integers(0, 256, (own.side, own.side, 3), np.uint8)
+        pixels[0, 0, 0] = index
+        Image.fromarray(pixels).save(own.folder / name)
+    write_volume(own.mask, np.ones(own.space, np.uint8))
+    said = {name: [f"words of {name}"] for name in own.names}
+    own.captions.write_text(json.dumps(said), encoding="utf-8")
+    return own
+
+
+def write_own_betas(own: Own, volumes: np.ndarray) -> None:
+    """(trials, x, y, z), or (trials, V) for tables, in the form of the study."""
+    last = np.moveaxis(volumes, 0, -1) if volumes.ndim else volumes
+    path = own.betas
+    if own.form == "npy":
+        np.save(path, volumes.reshape(len(volumes), -1) if volumes.ndim == 4 else volumes)
+    elif own.form == "h5":
+        with h5py.File(path, "w") as file:
+            file["betas"] = volumes.reshape(len(volumes), -1) if volumes.ndim == 4 else volumes
+    elif own.form == "mat5":
+        savemat(path, {"modelmd": last})
+    elif own.form == "mat73":
+        write_mat73(path, {"modelmd": last})
+    elif own.form == "nii.gz":
+        write_volume(path, last)
+    else:  # what Python's GLMsingle saves
+        content = {"betasmd": last, "meanvol": last[..., 0], "pcnum": 3, "glmbadness": None}
+        np.save(path, content, allow_pickle=True)
