@@ -35,6 +35,7 @@ unclip_sampling unclip_names unclip_released
 nsd_sessions
 nsd_masks nsd_tables
 nsd_raw own_pictures own_split own_checks own_data own_events own_files glmsingle
+trial_access nsd_statistics nsd_match nsd_compare
 nsd encoders released_networks unclip captions converter_training refine sdxl
 voxel_model synthetic
 model
