@@ -63,7 +63,7 @@ def from_files(
     sessions = _sessions(found, trials, sessions_from)
     if isinstance(captions, str | Path):
         captions = _json(Path(captions))
-    runs = trials.run if trials.run.notna().all() else None
+    runs = trials.run.to_numpy() if trials.run.notna().all() else None
     return from_arrays(
         root, found, trials.picture.tolist(), images, sessions=sessions, runs=runs,
         captions=captions, image_size=image_size, **how,
@@ -94,8 +94,11 @@ def _sessions(found: "Betas", trials: Any, source: str | None) -> np.ndarray | N
 def _json(path: Path) -> Any:
     try:
         content = json.loads(there(path).read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error})") from error
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path} is no JSON ({why})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no mapping from pictures to captions")
     return content
@@ -133,7 +136,10 @@ class Nifti:
     def __getitem__(self, index: tuple) -> np.ndarray:
         with reading(self.path):
             try:
-                return np.asarray(nibabel.load(self.path).dataobj[index], np.float32)
+                found = np.asarray(nibabel.load(self.path).dataobj[index])
+                if found.dtype.kind not in "fiu":
+                    raise TypeError(f"{found.dtype}, no numbers")
+                return found.astype(np.float32)
             except (ValueError, IndexError, TypeError) as error:
                 raise OSError(str(error)) from error
 
@@ -248,7 +254,7 @@ def _nifti(path: Path, _name: str | None = None) -> Nifti:
     try:
         image = nibabel.load(path)
         return Nifti(path, image.shape)
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # nibabel has a dozen kinds
         why = " ".join(str(error).split())
         raise ValueError(f"{path} is cut short or no NIfTI file ({why})") from error
 

@@ -113,7 +113,8 @@ def tried(case: Case, studies, tmp_path: Path) -> None:
     whole = studies(case.form)
     shutil.copytree(whole.root, tmp_path / "study")
     own = Own(tmp_path / "study", case.form)
-    own = case.damage(own) or own
+    moved = case.damage(own)
+    own = moved if isinstance(moved, Own) else own
     out = tmp_path / "out"
     call = lambda: prepare(own, out, **case.how(own))  # noqa: E731
     subject = right_or_one_line(call, out, case.says, case.ends)
