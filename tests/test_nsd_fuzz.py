@@ -4,9 +4,11 @@ The raw tree is damaged before `nsd.prepare`, the training layout before `nsd.Su
 """
 
 import gzip
+import io
 import json
 import shutil
 import struct
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
