@@ -85,7 +85,8 @@ def _add_prepare(commands) -> None:
     add, own = sub.add_argument, sub.add_argument_group("your own data").add_argument
     add("raw", metavar="RAW", nargs="?", help="folder of the NSD download")
     add("out", metavar="OUT", nargs="?", help="folder to write")
-    add("--mask", nargs="+", help="of NSD: nsdgeneral, names of regions, a NIfTI; own: a NIfTI")
+    text = "a NIfTI; of NSD also nsdgeneral or a region, and again for another"
+    add("--mask", action="append", help=text)
     add("--image-size", type=int, help="pixels; default 224")
     add("--executor", help="serial, local, local:N or dask://HOST:PORT; default local")
     nsd = sub.add_argument_group("NSD").add_argument
@@ -96,10 +97,12 @@ def _add_prepare(commands) -> None:
     own("--events", nargs="+", metavar="TSV", help="onset, stim_file or trial_type, session, run")
     own("--images", metavar="FOLDER", help="the pictures")
     own("--subject", type=int, help="number of the person; default 1")
-    own("--test", nargs="+", metavar="PICTURE", help="test pictures, or a share; default proposed")
+    text = "a share of the pictures, or a test picture, and again for another; default proposed"
+    own("--test", action="append", metavar="SHARE", help=text)
     own("--captions", metavar="JSON", help="picture -> sentences")
     own("--image-column", metavar="NAME", help="of the events; default stim_file, trial_type")
-    own("--ignore", nargs="+", metavar="NAME", help="events that have no betas, such as n/a")
+    text = "events that have no betas, such as n/a, and again for others"
+    own("--ignore", action="append", metavar="NAME", help=text)
     own("--sessions-from", choices=["events", "files"], help="default the events if they say")
     own("--seed", type=int, help="of the proposed test pictures; default 0")
     sub.set_defaults(command=prepare)
@@ -270,7 +273,7 @@ def _prepare_own(options, given: dict) -> None:
     if missing := [name for name in ("betas", "events", "images") if name not in given]:
         raise ValueError(f"your own data need --betas, --events, --images: {_option(missing[0])}?")
     if options.raw is None or options.out is not None:
-        raise ValueError("your own data need one folder to write, OUT, and no RAW")
+        raise ValueError("your own data need one folder to write: OUT, before the options")
     if "mask" in given:
         if len(given["mask"]) > 1:
             raise ValueError("your own data take one --mask, a NIfTI or .npy volume")

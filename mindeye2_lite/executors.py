@@ -45,7 +45,8 @@ def _count(executor: str) -> int:
 
 
 def _processes(count: int, function: Callable, tasks: Iterable) -> Iterator:
-    if count == 1:
+    tasks = list(tasks)
+    if min(count, len(tasks)) < 2:
         return map(function, tasks)
     from joblib import Parallel, delayed
 

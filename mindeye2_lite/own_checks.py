@@ -4,7 +4,7 @@ Read with notebook 14.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def checked_betas(betas: Any, trials: int, portable: bool = False) -> Any:
 
 
 def numbered(
-    name: str, labels: Sequence | np.ndarray | None, trials: int, within: np.ndarray | None = None
+    name: str, labels: Any, trials: int, within: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Labels as numbers from 1 in order of appearance, and each trial's place in its group from 1.
 

@@ -61,11 +61,11 @@ EARLY_VISUAL = ("V1", "V2", "V3", "V4")
 def from_arrays(
     root: str | Path,
     betas: Any,
-    shown: Sequence | np.ndarray,
+    shown: Any,
     images: Any,
     *,
-    sessions: Sequence | np.ndarray | None = None,
-    runs: Sequence | np.ndarray | None = None,
+    sessions: Any = None,
+    runs: Any = None,
     subject: int = 1,
     test: Any = None,
     captions: Mapping[Any, Sequence[str]] | None = None,
@@ -251,7 +251,7 @@ def _check_same_pictures(path: Path, pictures: Pictures, looks: int = 8) -> None
     if not path.exists():
         return
     with open_hdf5(path) as file, reading(path):
-        for index in np.unique(np.linspace(0, len(pictures.names) - 1, looks).astype(int)):
+        for index in np.unique(np.linspace(0, len(pictures.names) - 1, looks).astype(int)).tolist():
             now = resized(pictures(index, index + 1), pictures.size)[0]
             if not np.array_equal(file["images"][index], now):
                 raise ValueError(

@@ -91,7 +91,7 @@ def _table(
         raise ValueError(
             f"{path} line {strange[0] + 2}: {column} {table[column][strange[0]]!r} is no picture "
             f"of {pictures.where} ({len(strange)} such lines: {names}); if no betas belong to "
-            "them, name them in ignore (a command: --ignore NAME ...)"
+            "them, name them in ignore (a command: --ignore NAME)"
         )
     said = {"picture": [_number(name, pictures) for name in table[column]]}
     said["onset"] = _onsets(path, table)

@@ -173,7 +173,7 @@ def open_array(what: str | Path) -> Any:
     if ending not in endings or (path.suffix == ".gz" and ending != ".nii"):
         raise ValueError(f"{path}: unknown ending; known are {', '.join(endings)}, .nii.gz")
     array = endings[ending](path, name)
-    if array.dtype.kind not in "fiu" or len(array.shape) < 2:
+    if array.dtype.kind not in "fiub" or len(array.shape) < 2:
         raise ValueError(
             f"{path} holds {array.dtype} of shape {tuple(array.shape)}: expected numbers, (trials, "
             "voxels) or a volume per trial"

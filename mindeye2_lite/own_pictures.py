@@ -161,8 +161,11 @@ def _image(array: Any, name: Any) -> Image.Image:
 def fitted(image: Image.Image, size: int) -> np.ndarray:
     """The middle square in RGB, resized with antialiasing: (size, size, 3) uint8."""
     image = _rgb(ImageOps.exif_transpose(image))
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    side = min(image.size)
+    left, top = ((length - side) // 2 for length in image.size)
+    image = image.crop((left, top, left + side, top + side))  # first: else the rest would blend in
+    if side != size:
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image)
 
 

@@ -82,13 +82,13 @@ def choose(
     wanted = _how_many(len(images), share)
     drawn = np.random.default_rng(seed).permutation(len(images))
     drawn = drawn[np.argsort(-counts[drawn], kind="stable")]
-    order = [i for i in drawn if images[i] not in {*barred, *kept}]
+    order = [int(i) for i in drawn if images[i] not in {*barred, *kept}]
     if not order and not len(kept):
         raise ValueError(
             "other people in this folder trained on every picture that this one saw: name the test "
             "pictures yourself (test), or choose another folder"
         )
-    shows = {int(i): np.bincount(session[image_id == images[i]]) for i in order}
+    shows = {i: np.bincount(session[image_id == images[i]]) for i in order}
     chosen = _greedy(order, shows, np.bincount(session), counts, wanted)
     chosen = chosen or order[: len(kept) == 0]
     return np.union1d(kept, images[chosen]).astype(int)
@@ -103,7 +103,7 @@ def _greedy(order, shows, left: np.ndarray, counts: np.ndarray, wanted: int) -> 
     """Takes pictures one by one; leaves out those that would empty a session of training trials."""
     chosen, left, half = [], left.copy(), counts.sum() / 2
     for i in order:
-        here = shows[int(i)]
+        here = shows[i]
         rest = left[: len(here)] - here
         emptied, trained = (rest[here > 0] == 0).any(), left.sum() - counts[i]
         if len(chosen) < wanted and not emptied and trained >= half:
