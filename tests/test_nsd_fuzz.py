@@ -362,7 +362,8 @@ MASKS = [
          ("streams",)),
     Case("regions-too-large", mask_as(lambda v: v.astype(np.float32) * 1e9, "streams"),
          says=("streams.nii.gz",)),
-    Case("regions-infinite", mask_as(lambda v: np.where(v > 3, np.inf, v), "streams"), says=("streams.nii.gz",)),
+    Case("regions-infinite", mask_as(lambda v: np.where(v > 3, np.inf, v), "streams"),
+         says=("streams.nii.gz",)),
     Case("ncsnr-of-another-size", ncsnr_as(lambda v: v[:, :-1]), says=NCSNR),
     Case("ncsnr-complex", ncsnr_as(lambda v: v.astype(np.complex64)), says=NCSNR),
     Case("ncsnr-as-numbers", ncsnr_as(lambda v: v.astype(np.float64)), "right"),
@@ -443,7 +444,8 @@ WRONG_CELLS = {
 }
 RESPONSES = [
     *[
-        Case(f"no-column-{name}", responses_as(lambda t, n=name: t.drop(columns=n)), says=(*TSV, name))
+        Case(f"no-column-{name}", responses_as(lambda t, n=name: t.drop(columns=n)), says=(*TSV,
+             name))
         for name in NEEDED
     ],
     *[
@@ -480,7 +482,8 @@ RESPONSES = [
     Case("sessions-swapped", responses_as(lambda t: t.assign(SESSION=3 - t.SESSION)), says=TSV),
     Case("gap-in-sessions", responses_as(lambda t: t.assign(SESSION=t.SESSION * 2 - 1)), says=TSV),
     Case("counted-from-0", responses_as(lambda t: t.assign(**{"73KID": t["73KID"] - 1})), says=TSV),
-    Case("all-shifted", responses_as(lambda t: t.assign(**{"73KID": t["73KID"] % 8 + 1})), says=TSV),
+    Case("all-shifted", responses_as(lambda t: t.assign(**{"73KID": t["73KID"] % 8 + 1})),
+         says=TSV),
     Case("of-another-subject", lambda tree: write_responses(tree.behavior(), tree.responses(2)),
          says=TSV),
 ]  # fmt: skip
@@ -643,7 +646,8 @@ PICTURES = [
     Case("table-ids-from-1", info_as(lambda t: t.assign(nsdId=t.nsdId + 1)), says=INFO),
     Case("table-coco-nan", info_as(lambda t: t.assign(cocoId=np.nan)), says=(*INFO, "cocoId")),
     Case("table-coco-doubled", info_as(lambda t: t.assign(cocoId=7)), says=(*INFO, "cocoId")),
-    Case("captions-of-unknown-images", captions_as(lambda c: {"annotations": c["annotations"][-1:]}),
+    Case("captions-of-unknown-images",
+         captions_as(lambda c: {"annotations": c["annotations"][-1:]}),
          "right"),
     Case("captions-none", captions_as(lambda c: {"annotations": []}), "right"),
     Case("captions-bom", lambda tree: changed_text(tree.captions, str, "utf-8-sig"), "right"),
@@ -651,14 +655,17 @@ PICTURES = [
     Case("captions-text", captions_as(lambda c: "words"), says=CAPTIONS),
     Case("captions-null", captions_as(lambda c: None), says=CAPTIONS),
     Case("captions-no-annotations", captions_as(lambda c: {"images": []}), says=CAPTIONS),
-    Case("captions-numbers-for-annotations", captions_as(lambda c: {"annotations": 7}), says=CAPTIONS),
-    Case("captions-annotation-is-text", captions_as(lambda c: {"annotations": ["a"]}), says=CAPTIONS),
+    Case("captions-numbers-for-annotations", captions_as(lambda c: {"annotations": 7}),
+         says=CAPTIONS),
+    Case("captions-annotation-is-text", captions_as(lambda c: {"annotations": ["a"]}),
+         says=CAPTIONS),
     Case("caption-missing", annotation(caption=None), says=CAPTIONS),
     Case("caption-a-number", annotation(caption=7), says=CAPTIONS),
     Case("caption-a-list", annotation(caption=["a"]), says=CAPTIONS),
     Case("caption-image-missing", annotation(image_id=None), says=CAPTIONS),
     Case("caption-image-a-list", annotation(image_id=[1]), says=CAPTIONS),
-    Case("captions-latin-1", lambda tree: tree.captions.write_bytes(b'{"a": "\xe9"}'), says=CAPTIONS),
+    Case("captions-latin-1", lambda tree: tree.captions.write_bytes(b'{"a": "\xe9"}'),
+         says=CAPTIONS),
     Case("captions-deep", lambda tree: tree.captions.write_text("[" * 100_000), says=CAPTIONS),
 ]  # fmt: skip
 
@@ -928,7 +935,8 @@ LAYOUT = [
     Case("statistics-text", array(BETAS_FILE, "session_mean", lambda a: a.astype("S4")), says=B),
     Case("ncsnr-missing", array(BETAS_FILE, "ncsnr", lambda a: None), says=(*B, "ncsnr")),
     Case("ncsnr-short", array(BETAS_FILE, "ncsnr", lambda a: a[1:]), says=(*B, "ncsnr")),
-    Case("images-missing", array(IMAGES_FILE, "images", lambda a: None), says=(IMAGES_FILE, "images")),
+    Case("images-missing", array(IMAGES_FILE, "images", lambda a: None), says=(IMAGES_FILE,
+         "images")),
     Case("images-text", array(IMAGES_FILE, "images", lambda a: "x"), says=(IMAGES_FILE,)),
     Case("images-flat", array(IMAGES_FILE, "images", lambda a: a[:, 0, 0]), says=(IMAGES_FILE,)),
     Case("images-too-few", array(IMAGES_FILE, "images", lambda a: a[:3]), says=(IMAGES_FILE,)),
@@ -948,7 +956,8 @@ LAYOUT = [
          says=("voxels.hdf5",)),
     Case("voxels-no-subject", lambda root: ungrouped(root / "voxels.hdf5"),
          says=("voxels.hdf5", "subj01")),
-    Case("captions-a-list", lambda root: put(root / "captions.json", "[1]"), says=("captions.json",)),
+    Case("captions-a-list", lambda root: put(root / "captions.json", "[1]"),
+         says=("captions.json",)),
     Case("captions-none", lambda root: put(root / "captions.json", "{}"), says=("captions.json",)),
     Case("captions-bom", lambda root: changed_text(root / "captions.json", str, "utf-8-sig"),
          "right"),

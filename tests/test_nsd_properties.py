@@ -1,4 +1,4 @@
-"""What holds for every design, subject, split and choice of sessions, tried on small ones at random."""
+"""What holds for every design, subject, split and choice of sessions, tried at random."""
 
 import tempfile
 from contextlib import contextmanager
@@ -25,8 +25,8 @@ PLANS = st.builds(
     mat=st.sampled_from(["5", "7.3"]),
     seed=st.integers(0, 9999),
 )
-SPLITS = st.sampled_from(["new_test", "test"])
-NORMALIZE = st.sampled_from(["sessions", "all"])
+SPLITS = st.sampled_from(["new_test", "test", "shared1000", "shared982"])
+NORMALIZE = st.sampled_from(sorted(nsd.NORMALIZE))
 
 
 def any_of(examples: int, **strategies):
@@ -202,6 +202,7 @@ def test_normalization_of_one_session_never_reads_another(plan, k, later):
             elsewhere = test.session != changed
             assert torch.equal(test.voxels[elsewhere], again.voxels[elsewhere])
             assert torch.equal(test.behavior, again.behavior)
+        assert same(one.train(k, "pooled"), other.train(k, "pooled"))
         for session in range(1, plan.sessions + 1):
             if session != changed:
                 for ours, theirs in zip(
@@ -266,3 +267,75 @@ def test_repeats_of_a_subject_belong_to_their_image(plan):
                 for image in shown:
                     here = trials.repeat[trials.image_id == image]
                     assert here.tolist() == list(range(counts[image]))
+
+
+@any_of(15, plan=PLANS, data=st.data())
+def test_any_rows_are_those_of_the_whole(plan, data):
+    with prepared(plan) as (tree, root):
+        subject = Subject(root, plan.subjects[0])
+        n = len(tree.ordering)
+        whole = subject.voxels(range(n))
+        asked = data.draw(st.lists(st.integers(0, n - 1), max_size=2 * n))
+        assert (subject.voxels(np.array(asked, int)) == whole[asked]).all()
+
+
+@any_of(15, plan=PLANS, split=SPLITS, normalize=NORMALIZE, k=st.integers(1, 5), data=st.data())
+def test_pairs_are_the_trials_of_their_split_with_their_pictures(plan, split, normalize, k, data):
+    k = min(k, plan.sessions)
+    with prepared(plan) as (_, root):
+        subject = Subject(root, plan.subjects[0])
+        for name in ("train", split):
+            training = name == "train"
+            whole = subject.train(k, normalize) if training else subject.test(k, normalize, split)
+            pairs = nsd.Pairs(subject, k, name, normalize)
+            assert len(pairs) == len(whole)
+            if len(whole):
+                index = data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=9))
+                found = pairs[index]
+                assert torch.equal(found.voxels, whole.voxels[index])
+                assert torch.equal(found.image, subject.images[whole.image_id[index]])
+                for field in ("image_id", "session", "repeat"):
+                    assert torch.equal(getattr(found, field), getattr(whole, field)[index])
+                assert torch.equal(found.trial, whole.behavior[index, layout.GLOBAL_TRIAL].long())
+
+
+# -- somebody's own data ---------------------------------------------------------------------------
+
+
+STUDIES = st.fixed_dictionaries(
+    {
+        "trials": st.integers(4, 40),
+        "images": st.integers(2, 20),
+        "sessions": st.integers(1, 4),
+        "voxels": st.integers(1, 8),
+        "seed": st.integers(0, 99),
+    }
+)
+
+
+@any_of(25, study=STUDIES)
+def test_a_proposed_split_shares_no_picture_and_uses_every_trial_once(study):
+    rng = np.random.default_rng(study["seed"])
+    shown = rng.integers(0, study["images"], study["trials"])
+    assume(len(np.unique(shown)) > 1)
+    session = np.sort(rng.integers(0, study["sessions"], study["trials"]))
+    betas = rng.normal(size=(study["trials"], study["voxels"])).astype(np.float32)
+    betas[:, 0] = np.arange(study["trials"])  # the trial
+    pictures = rng.integers(0, 256, (study["images"], 8, 8, 3), np.uint8)
+    how = {"sessions": session, "image_size": 8, "progress": False}
+    with tempfile.TemporaryDirectory() as folder:
+        roots = [Path(folder) / name for name in ("one", "again")]
+        splits = [nsd.from_arrays(root, betas, shown, pictures, **how) for root in roots]
+        one, again = (Subject(root, 1) for root in roots)
+        train, test = one.train(), one.test()
+        assert not set(train.image_id.tolist()) & set(test.image_id.tolist())
+        assert sorted(rows(train) + rows(test)) == list(range(study["trials"]))
+        assert len(train) == splits[0].train_trials > 0
+        assert len(test) == splits[0].test_trials > 0
+        for trials in (train, test):
+            assert (trials.image_id.numpy() == shown[rows(trials)]).all()
+            mean, std = one.session_statistics
+            at = trials.session.numpy() - 1
+            found = trials.voxels[:, 0].numpy() * std[at, 0] + mean[at, 0]
+            np.testing.assert_allclose(found, rows(trials), atol=1e-3)
+        assert same(train, again.train()) and same(test, again.test())

@@ -202,7 +202,13 @@ def with_value(value: float):
 def odd(name: str, change, ends: str, *says: str, forms=FORMS) -> list[Case]:
     names = {form: Own(Path(), form).betas.name for form in forms}
     return [
-        Case(f"{name}-{form}", betas_as(change), ends, (*says, *(() if says else (names[form],))), form)
+        Case(
+            f"{name}-{form}",
+            betas_as(change),
+            ends,
+            (*says, *(() if says else (names[form],))),
+            form,
+        )
         for form in forms
     ]
 
@@ -261,7 +267,8 @@ BETAS = [
     *odd("big-endian", lambda v: v.astype(">f4"), "right", forms=("npy", "h5", "nii.gz", "mat5")),
     *odd("integers", lambda v: (v * 300).astype(np.int16), "right", forms=("npy", "h5", "nii.gz")),
     *odd("fortran-order", lambda v: np.asfortranarray(v), "right", forms=("npy", "glmsingle")),
-    *odd("complex", lambda v: v.astype(np.complex64), "error", forms=("npy", "h5", "nii.gz", "mat5")),
+    *odd("complex", lambda v: v.astype(np.complex64), "error", forms=("npy", "h5", "nii.gz",
+         "mat5")),
     *odd("strings", lambda v: v.astype("S8"), "error", forms=TABLES),
     *odd("unicode", lambda v: v.astype("U8"), "error", forms=("npy", "glmsingle")),
     *odd("bool", lambda v: v > 0, "error", forms=(*TABLES, "glmsingle")),
@@ -468,7 +475,8 @@ REST = [
     Case("picture-bomb", bomb, says=PICTURE),
     Case("pictures-unicode", lambda own: (own.folder / "Bär ñ 脳.png").write_bytes(
         (own.folder / own.names[-1]).read_bytes()), "either", ("Bär",)),
-    Case("pictures-hidden", lambda own: (own.folder / "._picture03.png").write_bytes(b"x"), "right"),
+    Case("pictures-hidden", lambda own: (own.folder / "._picture03.png").write_bytes(b"x"),
+         "right"),
     Case("pictures-other-files", lambda own: (own.folder / "Thumbs.db").write_bytes(b"x"), "right"),
     Case("pictures-loop-of-folders", loop_of_folders, "right"),
     Case("pictures-none", lambda own: [p.unlink() for p in own.folder.iterdir()],
@@ -517,7 +525,8 @@ REST = [
          how=lambda own: {"ncsnr": np.ones(3)}),
     Case("ncsnr-of-text", lambda own: None, says=("ncsnr",),
          how=lambda own: {"ncsnr": np.array(["a"] * 36)}),
-    Case("executor-unknown", lambda own: None, says=("grid",), how=lambda own: {"executor": "grid"}),
+    Case("executor-unknown", lambda own: None, says=("grid",),
+         how=lambda own: {"executor": "grid"}),
 ]  # fmt: skip
 
 
