@@ -220,7 +220,8 @@ def _positions(path: Path, table: pd.DataFrame, plan: Design) -> np.ndarray:
     _complain(path, beyond, "TRIAL", table.TRIAL, "the design has no such trial in that run")
     counted = starts[session, run.clip(0, runs - 1)] + trial
     index = np.where(whole[session], starts[session, 0] + number, counted)
-    _complain(path, index >= len(plan.ordering), "TRIAL", table.TRIAL, f"{plan.path.name} ends before it")
+    why = f"{plan.path.name} ends before it"
+    _complain(path, index >= len(plan.ordering), "TRIAL", table.TRIAL, why)
     return index
 
 

@@ -56,7 +56,7 @@ class Trials:
             [*[int(group[0])] * (n - len(group)), *group.tolist()][:n]
             for group in order.split(counts.tolist())
         ]
-        return self.voxels[torch.tensor(rows, dtype=torch.long)]
+        return self.voxels[torch.tensor(rows, dtype=torch.long).reshape(-1, n)]
 
 
 class Rows:
