@@ -16,7 +16,6 @@ The first six are the files of the MindEye2 release. V = voxels of nsdgeneral, i
 """
 
 import io
-import os
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -97,7 +96,7 @@ def reading(path: Path) -> Iterator[None]:
 def entry(file: h5py.Group, name: str) -> h5py.Dataset | h5py.Group:
     """What a file or group has under that name; ValueError in one line lists what else it has."""
     try:
-        if name in file:
+        if name in file and not isinstance(file[name], h5py.Datatype):
             return file[name]
         there_are = sorted(file)
     except (KeyError, OSError, RuntimeError) as error:  # h5py's words for damage
@@ -112,9 +111,10 @@ def read_records(path: Path) -> np.ndarray:
         with there(path).open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             members = (m for m in tar if m.name.endswith(".behav.npy"))
             rows = [_record(path, m, _content(path, tar, m)) for m in members]
-            file.seek(-1024, os.SEEK_END)
-            if file.read().strip(b"\0"):  # tarfile does not miss whole members
-                raise EOFError("no two empty blocks at its end")
+            file.seek(tar.offset)  # tarfile takes a damaged header for the end
+            rest = file.read()
+            if not rest or rest.strip(b"\0"):
+                raise EOFError(f"no empty block at its end, byte {tar.offset}")
     except (tarfile.TarError, OSError, EOFError, MemoryError, OverflowError) as error:
         if isinstance(error, FileNotFoundError):
             raise

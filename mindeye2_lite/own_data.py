@@ -209,7 +209,7 @@ class People:
             return chosen, [text] * bool(mixed)
         kept = np.intersect1d(tested, image_id)
         share = own_split.SHARE if test is None else test
-        chosen = own_split.choose(image_id, session, share, set(trained), kept, seed)
+        chosen = own_split.choose(image_id, session, share, set(trained.tolist()), kept, seed)
         text = f"{own_split.count(len(kept), 'test picture')} kept from other people here."
         return chosen, [text] * bool(len(kept))
 

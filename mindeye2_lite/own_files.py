@@ -11,7 +11,8 @@ those that ever change. Read with notebook 14.
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,26 @@ def from_files(
     if isinstance(captions, str | Path):
         captions = _json(Path(captions))
     runs = trials.run.to_numpy() if trials.run.notna().all() else None
-    return from_arrays(
-        root, found, trials.picture.tolist(), images, sessions=sessions, runs=runs,
-        captions=captions, image_size=image_size, **how,
-    )  # fmt: skip
+    with _of_files(found):
+        return from_arrays(
+            root, found, trials.picture.tolist(), images, sessions=sessions, runs=runs,
+            captions=captions, image_size=image_size, **how,
+        )  # fmt: skip
+
+
+@contextmanager
+def _of_files(found: "Betas") -> Iterator[None]:
+    """What is said of betas names their file."""
+    path = found.parts[0].path
+    where = str(path) if len(found.parts) == 1 else f"{path} ... {found.parts[-1].path.name}"
+    try:
+        yield
+    except MemoryError as error:
+        raise ValueError(f"{where} holds more than fits into memory: is it damaged?") from error
+    except ValueError as error:
+        if not str(error).startswith("betas "):
+            raise
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _sessions(found: "Betas", trials: Any, source: str | None) -> np.ndarray | None:
@@ -101,6 +118,9 @@ def _json(path: Path) -> Any:
         raise ValueError(f"{path} is no JSON ({why})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no mapping from pictures to captions")
+    for name, texts in content.items():
+        if not isinstance(texts, str | list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{path}: the captions of {name!r} are {texts!r}: expected sentences")
     return content
 
 
@@ -322,6 +342,9 @@ def open_betas(what: Files, trials: int, mask: str | Path | None = None) -> Beta
     """The betas of files that together have `trials` trials. ValueError where they have not."""
     paths = matching(what, "betas")
     arrays = [open_array(path) for path in paths]
+    for path, array in zip(paths, arrays, strict=True):
+        if array.dtype.kind == "b":
+            raise ValueError(f"{path} holds truth values, no betas: is it a mask?")
     rank = _one_rank(paths, arrays)
     axis = _trial_axis(paths, arrays, trials, rank)
     parts = [Part(p, a, axis % rank) for p, a in zip(paths, arrays, strict=True)]

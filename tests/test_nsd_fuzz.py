@@ -818,6 +818,7 @@ def damaged_layouts() -> list[Case]:
                 replaced(root / name, what)
 
             says = () if file == IMAGES_FILE and what == "nothing" else (file,)
+            says = ("tars are missing",) if short == "train-1.tar" and what == "nothing" else says
             says = ("subject 1",) if file == BETAS_FILE and what == "nothing" else says
             cases.append(Case(f"{short}-is-{what.replace(' ', '-')}", damage, "error", says))
     return cases
@@ -890,6 +891,13 @@ def without_last_member(root: Path) -> None:
     with tarfile.open(path) as tar:
         offset = [m.offset for m in tar][-4]
     path.write_bytes(path.read_bytes()[:offset])
+
+
+def also_in_test(root: Path) -> None:
+    """A trial of training stands in the test split, too."""
+    trial = layout.read_records(root / "wds/subj01/train/1.tar")[0, layout.GLOBAL_TRIAL]
+    number(layout.SESSION, 2, "new_test/0.tar")(root)
+    number(layout.GLOBAL_TRIAL, trial, "new_test/0.tar")(root)
 
 
 def swapped_tars(root: Path) -> None:
@@ -993,7 +1001,7 @@ LAYOUT = [
     Case("tar-session-0", number(layout.SESSION, 0), says=TAR),
     Case("tar-trial-beyond", number(layout.GLOBAL_TRIAL, 10**6), says=B),
     Case("tar-trial-fraction", number(layout.GLOBAL_TRIAL, 7.5), says=TAR),
-    Case("tar-trial-doubled", number(layout.GLOBAL_TRIAL, 0, "new_test/0.tar"), says=("trial",)),
+    Case("tar-trial-doubled", also_in_test, says=("trial",)),
     Case("tar-cut-behind-a-member", without_last_member, says=TAR),
     Case("tar-packed", lambda root: packed(root), says=TAR),
     Case("tars-swapped", swapped_tars, says=("0.tar",)),
