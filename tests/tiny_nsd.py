@@ -6,6 +6,7 @@ image's index, the second the number of the trial; a picture's first pixel holds
 """
 
 import json
+import math
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -545,12 +546,15 @@ def write_own(root: Path, **choices) -> Own:
 def write_own_betas(own: Own, volumes: np.ndarray) -> None:
     """(trials, x, y, z), or (trials, V) for tables, in the form of the study."""
     last = np.moveaxis(volumes, 0, -1) if volumes.ndim else volumes
+    rows = (
+        volumes.reshape(len(volumes), math.prod(volumes.shape[1:])) if last.ndim == 4 else volumes
+    )
     path = own.betas
     if own.form == "npy":
-        np.save(path, volumes.reshape(len(volumes), -1) if volumes.ndim == 4 else volumes)
+        np.save(path, rows)
     elif own.form == "h5":
         with h5py.File(path, "w") as file:
-            file["betas"] = volumes.reshape(len(volumes), -1) if volumes.ndim == 4 else volumes
+            file["betas"] = rows
     elif own.form == "mat5":
         savemat(path, {"modelmd": last})
     elif own.form == "mat73":
