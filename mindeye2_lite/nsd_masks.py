@@ -106,7 +106,8 @@ def _file(folder: Path, name: str) -> Path:
 
 def atlases(folder: Path) -> dict[str, Path]:
     """NSD's volumes of labels that are there, by name."""
-    found = [path for name in ATLASES for path in sorted(folder.glob(f"{name}.nii.gz"))]
+    files = sorted(folder.iterdir()) if folder.is_dir() else []  # with links that lead nowhere
+    found = [path for name in ATLASES for path in files if path.match(f"{name}.nii.gz")]
     return {path.name.removesuffix(".nii.gz"): path for path in found}
 
 
@@ -115,7 +116,8 @@ def labels(folder: Path, mask: Mask) -> dict[str, np.ndarray]:
     found = {}
     for name, path in atlases(folder).items():
         values = np.nan_to_num(mask.of(path))
-        found[name] = values.astype(np.int16)
+        with np.errstate(invalid="ignore"):
+            found[name] = values.astype(np.int16)
         if (found[name] != values).any():
             raise ValueError(f"{path} holds values that are no labels (whole numbers of 16 bits)")
     return found

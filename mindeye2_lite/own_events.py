@@ -97,6 +97,9 @@ def _table(
     said["onset"] = _onsets(path, table)
     for name, short in (("session", "ses"), ("run", "run")):
         said[name] = table[name] if name in table else _in_name(path, short)
+        empty = table.index[table[name] == ""] if name in table else []
+        if 0 < len(empty) < len(table):
+            raise ValueError(f"{path} line {empty[0] + 2}: {name} is empty, elsewhere it is not")
     events = pd.DataFrame(said, index=table.index)
     if events.run.isna().all() and (np.diff(events.onset) < 0).any():
         back = int(events.index[1:][np.diff(events.onset) < 0][0])
@@ -144,8 +147,9 @@ def _onsets(path: Path, table: pd.DataFrame) -> np.ndarray:
     if "onset" not in table:
         return np.arange(len(table), dtype=float)
     onsets = pd.to_numeric(table.onset, errors="coerce")
-    if onsets.isna().any():
-        row = onsets.index[onsets.isna()][0]
+    wrong = ~np.isfinite(onsets)
+    if wrong.any():
+        row = onsets.index[wrong][0]
         raise ValueError(f"{path} line {row + 2}: onset {table.onset[row]!r} is no number")
     return onsets.to_numpy(float)
 

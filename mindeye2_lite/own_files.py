@@ -11,7 +11,8 @@ those that ever change. Read with notebook 14.
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,27 @@ def from_files(
     sessions = _sessions(found, trials, sessions_from)
     if isinstance(captions, str | Path):
         captions = _json(Path(captions))
-    runs = trials.run if trials.run.notna().all() else None
-    return from_arrays(
-        root, found, trials.picture.tolist(), images, sessions=sessions, runs=runs,
-        captions=captions, image_size=image_size, **how,
-    )  # fmt: skip
+    runs = trials.run.to_numpy() if trials.run.notna().all() else None
+    with _of_files(found):
+        return from_arrays(
+            root, found, trials.picture.tolist(), images, sessions=sessions, runs=runs,
+            captions=captions, image_size=image_size, **how,
+        )  # fmt: skip
+
+
+@contextmanager
+def _of_files(found: "Betas") -> Iterator[None]:
+    """What is said of betas names their file."""
+    path = found.parts[0].path
+    where = str(path) if len(found.parts) == 1 else f"{path} ... {found.parts[-1].path.name}"
+    try:
+        yield
+    except MemoryError as error:
+        raise ValueError(f"{where} holds more than fits into memory: is it damaged?") from error
+    except ValueError as error:
+        if not str(error).startswith("betas "):
+            raise
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _sessions(found: "Betas", trials: Any, source: str | None) -> np.ndarray | None:
@@ -94,10 +111,16 @@ def _sessions(found: "Betas", trials: Any, source: str | None) -> np.ndarray | N
 def _json(path: Path) -> Any:
     try:
         content = json.loads(there(path).read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error})") from error
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"{path} is no JSON ({why})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no mapping from pictures to captions")
+    for name, texts in content.items():
+        if not isinstance(texts, str | list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{path}: the captions of {name!r} are {texts!r}: expected sentences")
     return content
 
 
@@ -133,7 +156,10 @@ class Nifti:
     def __getitem__(self, index: tuple) -> np.ndarray:
         with reading(self.path):
             try:
-                return np.asarray(nibabel.load(self.path).dataobj[index], np.float32)
+                found = np.asarray(nibabel.load(self.path).dataobj[index])
+                if found.dtype.kind not in "fiu":
+                    raise TypeError(f"{found.dtype}, no numbers")
+                return found.astype(np.float32)
             except (ValueError, IndexError, TypeError) as error:
                 raise OSError(str(error)) from error
 
@@ -248,7 +274,7 @@ def _nifti(path: Path, _name: str | None = None) -> Nifti:
     try:
         image = nibabel.load(path)
         return Nifti(path, image.shape)
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # nibabel has a dozen kinds
         why = " ".join(str(error).split())
         raise ValueError(f"{path} is cut short or no NIfTI file ({why})") from error
 
@@ -316,6 +342,9 @@ def open_betas(what: Files, trials: int, mask: str | Path | None = None) -> Beta
     """The betas of files that together have `trials` trials. ValueError where they have not."""
     paths = matching(what, "betas")
     arrays = [open_array(path) for path in paths]
+    for path, array in zip(paths, arrays, strict=True):
+        if array.dtype.kind == "b":
+            raise ValueError(f"{path} holds truth values, no betas: is it a mask?")
     rank = _one_rank(paths, arrays)
     axis = _trial_axis(paths, arrays, trials, rank)
     parts = [Part(p, a, axis % rank) for p, a in zip(paths, arrays, strict=True)]
