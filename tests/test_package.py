@@ -34,7 +34,7 @@ sprites painting backdrops scenes
 unclip_sampling unclip_names unclip_released
 nsd_raw
 nsd encoders released_networks unclip captions converter_training refine sdxl
-voxel_model synthetic
+voxel_model synthetic full_size
 model
 parts feed hardware
 loop train
@@ -42,6 +42,7 @@ asset_table assets step_memory plan
 baselines
 pipeline stages stand_ins
 experiments
+measuring ways_of_reading benchmarks
 training_miniatures
 book doctor
 cli
