@@ -300,7 +300,10 @@ def _filled(rows: np.ndarray, length: int) -> np.ndarray:
 
 
 def update_hdf5(path: Path, entries: Mapping[str, Any]) -> None:
-    """Write entries (arrays, or groups as mappings) into a small file, keeping what else it has."""
+    """Write entries (arrays, or groups as mappings) into a small file, keeping what else it has.
+
+    In a group "a/b" lies deeper, and "@" is a mapping of the group's attributes.
+    """
     with paths.write_beside(path) as beside:
         if path.exists():
             shutil.copyfile(path, beside)
@@ -309,7 +312,10 @@ def update_hdf5(path: Path, entries: Mapping[str, Any]) -> None:
                 file.pop(name, None)
                 group = content if isinstance(content, Mapping) else {"": content}
                 for key, value in group.items():
-                    file[f"{name}/{key}".rstrip("/")] = value
+                    if key != "@":
+                        file[f"{name}/{key}".rstrip("/")] = value
+                if "@" in group:
+                    file[name].attrs.update(group["@"])
 
 
 def write_images(

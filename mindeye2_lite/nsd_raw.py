@@ -1,31 +1,48 @@
 """From the Natural Scenes Dataset's own files to the training layout of `layout.py`.
 
-`prepare` reads the raw tree (or a cohort of the same form): betas of each session, masks and
-regions, the button presses, the design, the pictures, COCO's captions. V = voxels of nsdgeneral,
-in C order of (x, y, z). Read with notebook 01.
+`prepare` reads the raw tree (or a cohort of the same form) as it is downloaded:
+
+| below the root | what | read by |
+|---|---|---|
+| `nsddata_betas/ppdata/subj01/func1pt8mm/betas_.../` | betas of each session | `nsd_sessions` |
+| `nsddata/ppdata/subj01/func1pt8mm/roi/` | masks, regions, atlases | `nsd_masks` |
+| `nsddata/ppdata/subj01/behav/responses.tsv` | button presses | `nsd_tables` |
+| `nsddata/experiments/nsd/` | the design, COCO ids of the pictures | `nsd_tables` |
+| `nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5` | the pictures | here |
+| `annotations/captions_*.json` | COCO's captions, if there are any | here |
+
+V = voxels of the mask (nsdgeneral, if nothing else is said), in C order of (x, y, z). Read with
+notebook 01.
 """
 
 import json
 import shutil
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
-import nibabel
+import h5py
 import numpy as np
 import pandas as pd
-from scipy.io import loadmat
 from tqdm.auto import tqdm
 
-from mindeye2_lite import paths
-from mindeye2_lite.layout import COLUMNS, IMAGE, SESSION, entry, open_hdf5, reading, there
-from mindeye2_lite.layout_writing import Person, update_hdf5, write_images, write_person
+from mindeye2_lite import nsd_masks, nsd_sessions, nsd_tables, paths
+from mindeye2_lite.executors import workers
+from mindeye2_lite.layout import IMAGE, SESSION, entry, open_hdf5, reading, there
+from mindeye2_lite.layout_writing import (
+    Person,
+    alone,
+    is_written,
+    update_hdf5,
+    write_images,
+    write_person,
+)
 
 BETAS = "betas_fithrf_GLMdenoise_RR"  # NSD's third preparation ("b3")
-SCALE = 300  # NSD stores percent signal change x 300 as int16
-# Labels in NSD's prf-visualrois and streams volumes.
-VISUAL = {"V1": (1, 2), "V2": (3, 4), "V3": (5, 6), "V4": (7,)}
-STREAMS = {"ventral": (5,), "lateral": (6,), "parietal": (7,)}
+VERSIONS = {"b1": "betas_assumehrf", "b2": "betas_fithrf", "b3": BETAS}
+SPACES = ("func1pt8mm", "func1mm")
+SCALE = nsd_sessions.SCALE
 
 
 def prepare(
@@ -34,185 +51,269 @@ def prepare(
     subjects: Iterable[int] | None = None,
     progress: bool = True,
     image_size: int | None = None,
+    *,
+    betas: str = "b3",
+    space: str = "func1pt8mm",
+    mask: str | Path | Sequence[str] = "nsdgeneral",
+    executor: str = "serial",
 ) -> Path:
     """Turn NSD's own files into the training layout; returns its root.
 
-    Finished subjects are skipped, so a stopped run goes on. `image_size` defaults to 224, or to
-    the stimuli's own size where they are smaller. Statistics are those of each session's training
-    trials. Errors: FileNotFoundError, ValueError in one line; nothing half-written stays behind.
+    `betas`: b1, b2, b3 or NSD's folder name. `mask`: nsdgeneral, regions or a NIfTI file, as in
+    `nsd_masks.choose`. `executor`: who reads sessions, as in `executors.workers`. `image_size`
+    defaults to 224, or to the stimuli's own size where they are smaller. Statistics are those of
+    each session's training trials.
+
+    All that can be checked is checked before anything is written. Finished subjects and sessions
+    are skipped, so a stopped run goes on; several processes may prepare different subjects into
+    one folder. Errors: FileNotFoundError, ValueError in one line; nothing half-written stays.
     Official (`dataset_creation.ipynb`): differs from the published files; see book/differences.md.
     """
-    raw, out = Path(raw_root), Path(out_root)
-    subjects = _subjects(raw, subjects)
-    shared = _shared(raw)
-    tables = {s: _behavior(raw, s, shared) for s in subjects}
-    for subject in subjects:
-        _check_sessions(raw, subject, tables[subject])
-    _write_common(raw, out, tables, shared)
-    with tqdm(total=len(subjects) + 1, desc="prepare", disable=not progress) as bar:
-        _write_images(raw, out, image_size)
-        bar.update()
-        for subject in subjects:
-            write_person(out, _person(raw, subject, tables[subject]))
-            bar.update()
+    tree, out = Tree(Path(raw_root), _folder(betas), _space(space)), Path(out_root)
+    people = [_one(tree, subject, mask) for subject in tree.subjects(subjects)]
+    persons = [one.person() for one in people]
+    for person in persons:
+        is_written(out, person)  # a ValueError where other choices made what is there
+    pixels, captions = tree.bricks[1:3], _captions(tree)
+    sizes = [_sizes(one.files) for one in people]
+    total = sum(map(sum, sizes)) + tree.stimuli.stat().st_size
+    with workers(executor) as run, _bar(total, progress) as bar:
+        with alone(out, "common", wait=True):
+            _write_common(tree, out, people, captions)
+        for person, size in zip(persons, sizes, strict=True):
+            bar.set_postfix_str(f"subject {person.subject}")
+            write_person(out, person, run, done=lambda s, size=size: bar.update(size[s - 1]))
+        bar.set_postfix_str("pictures")
+        with alone(out, "pictures", wait=True):
+            _write_images(tree, out, image_size or min(224, *pixels), bar.update)
     return out
 
 
-def _subjects(raw: Path, subjects: Iterable[int] | None) -> list[int]:
-    folder = raw / "nsddata_betas" / "ppdata"
-    found = sorted(int(p.name[4:]) for p in folder.glob("subj[0-9][0-9]"))
-    if not found:
-        raise FileNotFoundError(f"no subjects in {folder}: is {raw} the root of an NSD tree?")
-    missing = sorted(set(subjects or []) - set(found))
-    if missing:
-        raise FileNotFoundError(f"no subject {missing} in {folder}: there are {found}")
-    return found if subjects is None else sorted(subjects)
+def _folder(betas: str) -> str:
+    if betas not in (*VERSIONS, *VERSIONS.values()):
+        choices = ", ".join(f"{short} ({folder})" for short, folder in VERSIONS.items())
+        raise ValueError(f"betas {betas!r} are unknown: choose {choices}")
+    return VERSIONS.get(betas, betas)
 
 
-def _shared(raw: Path) -> np.ndarray:
-    """Which images all people saw: (images,) bool."""
-    design = raw / "nsddata" / "experiments" / "nsd" / "nsd_expdesign.mat"
-    indices = loadmat(there(design))["sharedix"].ravel().astype(int) - 1  # MATLAB counts from 1
-    with open_hdf5(_stimuli(raw)) as file:
-        shared = np.zeros(len(entry(file, "imgBrick")), bool)
-    shared[indices] = True
-    return shared
+def _space(space: str) -> str:
+    if space not in SPACES:
+        raise ValueError(f"space {space!r} is unknown: choose {' or '.join(SPACES)}")
+    return space
 
 
-def _behavior(raw: Path, subject: int, shared: np.ndarray) -> np.ndarray:
-    """responses.tsv of the sessions that have betas, as (trials, 17) records."""
-    path = raw / "nsddata" / "ppdata" / f"subj{subject:02d}" / "behav" / "responses.tsv"
-    table = pd.read_csv(there(path), sep="\t")
-    table = table[table.SESSION <= len(_session_files(raw, subject))].reset_index(drop=True)
-    table["image_id"] = table["73KID"] - 1
-    table["global_trial"] = np.arange(len(table))
-    table["shared"] = shared[table.image_id]
-    table["TIME"] = np.floor(table.TIME)  # the released records keep whole days
-    table["RT"] = table.RT.fillna(0)  # 0 = no answer, as in the released records
-    return table[list(COLUMNS)].fillna(-1).to_numpy(np.float64)
+def _bar(total: int, progress: bool) -> tqdm:
+    """Bytes are what a session of 1 GB and a picture of 500 kB have in common."""
+    how = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    return tqdm(total=total, desc="prepare", disable=not progress, **how)
 
 
-def _session_files(raw: Path, subject: int) -> list[Path]:
-    folder = raw / "nsddata_betas" / "ppdata" / f"subj{subject:02d}" / "func1pt8mm" / BETAS
-    found = sorted(folder.glob("betas_session[0-9][0-9].hdf5"))
-    if not found:
-        raise FileNotFoundError(f"no betas_sessionNN.hdf5 in {folder}")
-    last = int(found[-1].stem[-2:])
-    return [there(folder / f"betas_session{n:02d}.hdf5") for n in range(1, last + 1)]
+def _sizes(files: list[Path]) -> list[int]:
+    return [path.stat().st_size for path in files]
 
 
-def _check_sessions(raw: Path, subject: int, table: np.ndarray) -> None:
-    mask = _volume(raw, subject, "nsdgeneral") == 1
-    for number, path in enumerate(_session_files(raw, subject), 1):
-        trials = int((table[:, SESSION] == number).sum())
-        expected = (trials, *mask.shape[::-1])
-        with open_hdf5(path) as file:
-            found = entry(file, "betas").shape
-        if found[0] != trials:
-            raise ValueError(
-                f"{path} is cut short or of another run: expected {trials} trials as in "
-                f"responses.tsv, shape {expected}, found shape {found}"
+# -- what lies where -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Where the files of a raw tree lie; `betas` and `space` are NSD's folder names."""
+
+    root: Path
+    betas: str
+    space: str
+
+    def subjects(self, asked: Iterable[int] | None) -> list[int]:
+        """Those asked for, ascending, or all that have betas; an error says who is there."""
+        folder = self.root / "nsddata_betas" / "ppdata"
+        found = sorted(int(p.name[4:]) for p in folder.glob("subj[0-9][0-9]"))
+        if not found:
+            raise FileNotFoundError(
+                f"no subjects in {folder}: is {self.root} the root of an NSD tree?"
             )
-        if found != expected:
-            raise ValueError(f"{path} has volumes {found[1:]}, nsdgeneral has {expected[1:]}")
+        if asked is None:
+            return found
+        asked = set(asked)
+        missing = sorted(asked - set(found))
+        if missing:
+            raise FileNotFoundError(f"no subject {missing} in {folder}: there are {found}")
+        return sorted(asked)
+
+    def sessions(self, subject: int) -> list[Path]:
+        """The betas of session 1, 2 ...: FileNotFoundError where one is missing in between."""
+        space = self.root / "nsddata_betas" / "ppdata" / f"subj{subject:02d}" / self.space
+        found: dict[int, Path] = {}
+        for ending in reversed(nsd_sessions.ENDINGS):
+            for path in (space / self.betas).glob(f"betas_session[0-9][0-9]{ending}"):
+                found[int(path.name[13:15])] = path
+        if not found:
+            others = [
+                p.relative_to(space.parent).as_posix() for p in space.parent.glob("*/betas_*")
+            ]
+            there_are = f"there are {', '.join(sorted(others))}" if others else "nor any others"
+            raise FileNotFoundError(
+                f"no betas_sessionNN.hdf5 or .nii.gz in {space / self.betas}: {there_are}"
+            )
+        for number in range(1, max(found) + 1):
+            if number not in found:
+                raise FileNotFoundError(
+                    f"{space / self.betas}/betas_session{number:02d}.hdf5 is missing (or .nii.gz): "
+                    f"there are sessions {sorted(found)}"
+                )
+        return [there(found[number]) for number in sorted(found)]
+
+    def rois(self, subject: int) -> Path:
+        return self.root / "nsddata" / "ppdata" / f"subj{subject:02d}" / self.space / "roi"
+
+    def responses(self, subject: int) -> Path:
+        return self.root / "nsddata" / "ppdata" / f"subj{subject:02d}" / "behav" / "responses.tsv"
+
+    @property
+    def experiment(self) -> Path:
+        return self.root / "nsddata" / "experiments" / "nsd"
+
+    @property
+    def stimuli(self) -> Path:
+        return self.root / "nsddata_stimuli" / "stimuli" / "nsd" / "nsd_stimuli.hdf5"
+
+    @cached_property
+    def bricks(self) -> tuple[int, ...]:
+        """(images, height, width, 3) of the pictures; ValueError in one line if they are none."""
+        with open_hdf5(self.stimuli) as file:
+            found = entry(file, "imgBrick")
+            shape, dtype = getattr(found, "shape", ()), getattr(found, "dtype", "a group")
+        if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or 0 in shape:
+            raise ValueError(
+                f"{self.stimuli}: imgBrick has shape {shape} of {dtype}, expected (images, height, "
+                "width, 3) of uint8"
+            )
+        return shape
+
+    @cached_property
+    def plan(self) -> nsd_tables.Design:
+        return nsd_tables.design(self.experiment / "nsd_expdesign.mat", self.bricks[0])
+
+    @cached_property
+    def pictures(self) -> pd.DataFrame | None:
+        """COCO's names for NSD's pictures; None where that table is not there."""
+        path = self.experiment / "nsd_stim_info_merged.csv"
+        return nsd_tables.stimuli(path, self.plan) if path.exists() else None
 
 
-def _write_common(raw: Path, out: Path, tables: dict[int, np.ndarray], shared: np.ndarray) -> None:
+# -- one person ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class One:
+    """One person's files, checked but for the betas themselves."""
+
+    tree: Tree
+    subject: int
+    mask: nsd_masks.Mask
+    files: list[Path]
+    table: np.ndarray  # (trials, 17)
+    labels: dict[str, np.ndarray]  # atlas -> (V,)
+    ncsnr: np.ndarray  # (V,)
+
+    @property
+    def name(self) -> str:
+        return f"subj{self.subject:02d}"
+
+    def person(self) -> Person:
+        """What `layout_writing` needs; the recipe names no place, the sources no folder."""
+        recipe = {"betas": self.tree.betas, "space": self.tree.space}
+        recipe |= {"mask": self.mask.name, "voxels": self.mask.fingerprint}
+        stats = [path.stat() for path in self.files]
+        sources = [
+            [path.name, stat.st_size, stat.st_mtime_ns]
+            for path, stat in zip(self.files, stats, strict=True)
+        ]
+        read = partial(_read_session, self.files, self.mask.inside)
+        return Person(self.subject, self.table, read, self.ncsnr, recipe, sources)
+
+
+def _read_session(files: list[Path], mask: np.ndarray, session: int) -> np.ndarray:
+    return nsd_sessions.read(files[session - 1], mask)
+
+
+def _one(tree: Tree, subject: int, mask: str | Path | Sequence[str]) -> One:
+    files, rois = tree.sessions(subject), tree.rois(subject)
+    table = nsd_tables.responses(tree.responses(subject), subject, len(files), tree.plan)
+    chosen = nsd_masks.choose(rois, subject, mask)
+    for session, path in enumerate(files, 1):
+        trials = int((table[:, SESSION] == session).sum())
+        nsd_sessions.check(path, trials, chosen.inside.shape, chosen.name)
+    ncsnr = chosen.of(files[0].with_name("ncsnr.nii.gz")).astype(np.float32)
+    labels = nsd_masks.labels(rois, chosen)
+    return One(tree, subject, chosen, files, table, labels, ncsnr)
+
+
+# -- what belongs to all ---------------------------------------------------------------------------
+
+
+def _write_common(
+    tree: Tree, out: Path, people: list[One], captions: dict[str, list[str]] | None
+) -> None:
     """What belongs to all subjects: shared images, regions, indices, captions, true attributes."""
     with paths.write_beside(out / "shared1000.npy") as beside, beside.open("wb") as file:
-        np.save(file, shared)
-    regions = {f"subj{s:02d}": _regions(raw, s) for s in tables}
+        np.save(file, tree.plan.shared)
+    regions = {p.name: nsd_masks.regions(p.labels, len(p.mask.position)) for p in people}
     update_hdf5(out / "brain_region_masks.hdf5", regions)
-    indices = {f"subj{s:02d}": t[:, IMAGE].astype(np.int64) for s, t in tables.items()}
+    update_hdf5(out / "voxels.hdf5", {p.name: _voxels(p) for p in people})
+    indices = {p.name: p.table[:, IMAGE].astype(np.int64) for p in people}
     update_hdf5(out / "COCO_73k_subj_indices.hdf5", indices)
-    _write_captions(raw, out)
-    for path in (_stimuli(raw).with_name("attributes.npz"), raw / "provenance.json"):
+    if tree.pictures is not None:
+        with paths.write_beside(out / "stimuli.csv") as beside:
+            tree.pictures.to_csv(beside, index=False)
+    if captions is not None:
+        with paths.write_beside(out / "captions.json") as beside:
+            beside.write_text(json.dumps(captions))
+    for path in (tree.stimuli.with_name("attributes.npz"), tree.root / "provenance.json"):
         if path.exists():
             with paths.write_beside(out / path.name) as beside:
                 shutil.copyfile(path, beside)
 
 
-def _regions(raw: Path, subject: int) -> dict[str, np.ndarray]:
-    """Region masks over the V voxels, named as in the release, and NSD's three streams."""
-    mask = _volume(raw, subject, "nsdgeneral") == 1
-    visual = _volume(raw, subject, "prf-visualrois")[mask]
-    streams = _volume(raw, subject, "streams")[mask]
-    regions = {"nsd_general": np.ones(int(mask.sum()), bool)}
-    regions |= {name: np.isin(visual, labels) for name, labels in VISUAL.items()}
-    regions["higher_vis"] = ~np.isin(visual, [v for labels in VISUAL.values() for v in labels])
-    return regions | {name: np.isin(streams, labels) for name, labels in STREAMS.items()}
+def _voxels(one: One) -> dict:
+    """Where the V voxels lie, in which volume, and what each atlas calls them."""
+    where = {"shape": one.mask.inside.shape, "affine": one.mask.affine, "space": one.tree.space}
+    labels = {f"labels/{name}": values for name, values in one.labels.items()}
+    return {"position": one.mask.position, **labels, "@": where}
 
 
-def _write_captions(raw: Path, out: Path) -> None:
-    """COCO's annotations -> captions.json: 73k index -> captions. Left out where there are none."""
-    files = sorted((raw / "annotations").glob("captions_*.json"))
+def _captions(tree: Tree) -> dict[str, list[str]] | None:
+    """COCO's annotations by 73k index; None where there are none."""
+    files = sorted((tree.root / "annotations").glob("captions_*.json"))
     if not files:
-        return
-    info = raw / "nsddata" / "experiments" / "nsd" / "nsd_stim_info_merged.csv"
-    table = pd.read_csv(there(info), usecols=["cocoId", "nsdId"])
-    image_of = dict(zip(table.cocoId, table.nsdId, strict=True))
+        return None
+    if tree.pictures is None:
+        raise FileNotFoundError(
+            f"{tree.experiment / 'nsd_stim_info_merged.csv'} is missing: it says which pictures "
+            f"the captions in {files[0].parent} belong to"
+        )
+    image_of = dict(zip(tree.pictures.coco_id, tree.pictures.image_id, strict=True))
     captions: dict[str, list[str]] = {}
     for file in files:
-        for annotation in json.loads(file.read_text())["annotations"]:
-            if annotation["image_id"] in image_of:
-                index = str(image_of[annotation["image_id"]])
-                captions.setdefault(index, []).append(annotation["caption"])
-    with paths.write_beside(out / "captions.json") as beside:
-        beside.write_text(json.dumps(captions))
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            for annotation in content["annotations"]:
+                if annotation["image_id"] in image_of:
+                    index = str(image_of[annotation["image_id"]])
+                    captions.setdefault(index, []).append(annotation["caption"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{file} is no file of COCO captions ({type(error).__name__}: {error})"
+            ) from error
+    return captions
 
 
-def _write_images(raw: Path, out: Path, image_size: int | None) -> None:
-    with open_hdf5(_stimuli(raw)) as source:
-        bricks = entry(source, "imgBrick")  # (images, height, width, 3) uint8
+def _write_images(tree: Tree, out: Path, size: int, done: Callable[[float], object]) -> None:
+    with open_hdf5(tree.stimuli) as source:
+        bricks: h5py.Dataset = source["imgBrick"]
+        each = tree.stimuli.stat().st_size / len(bricks)
 
         def read(first: int, last: int) -> np.ndarray:
-            with reading(_stimuli(raw)):
+            with reading(tree.stimuli):
                 return bricks[first:last]
 
-        write_images(out, read, len(bricks), image_size or min(224, bricks.shape[1]))
-
-
-def _person(raw: Path, subject: int, table: np.ndarray) -> Person:
-    mask = _volume(raw, subject, "nsdgeneral") == 1
-    files = _session_files(raw, subject)
-    read = partial(_read_session, files, mask)
-    return Person(subject, table, read, _ncsnr(raw, subject, mask))
-
-
-def _read_session(files: list[Path], mask: np.ndarray, session: int) -> np.ndarray:
-    return _read_betas(files[session - 1], mask)
-
-
-def _read_betas(path: Path, mask: np.ndarray, block: int = 150) -> np.ndarray:
-    """One session as (trials, V) in percent signal change.
-
-    h5py sees NSD's volumes as (trials, z, y, x), the NIfTI masks are (x, y, z).
-    """
-    with open_hdf5(path) as file:
-        betas = file["betas"]
-        with reading(path):
-            parts = [
-                betas[first : first + block].transpose(0, 3, 2, 1)[:, mask]
-                for first in range(0, len(betas), block)
-            ]
-    return np.concatenate(parts).astype(np.float32) / SCALE
-
-
-# -- where things lie
-
-
-def _stimuli(raw: Path) -> Path:
-    return raw / "nsddata_stimuli" / "stimuli" / "nsd" / "nsd_stimuli.hdf5"
-
-
-def _volume(raw: Path, subject: int, name: str) -> np.ndarray:
-    folder = raw / "nsddata" / "ppdata" / f"subj{subject:02d}" / "func1pt8mm" / "roi"
-    return np.asarray(nibabel.load(there(folder / f"{name}.nii.gz")).dataobj)
-
-
-def _ncsnr(raw: Path, subject: int, mask: np.ndarray) -> np.ndarray:
-    path = _session_files(raw, subject)[0].with_name("ncsnr.nii.gz")
-    volume = np.asarray(nibabel.load(there(path)).dataobj, np.float32)
-    if volume.shape != mask.shape:
-        raise ValueError(f"{path} has shape {volume.shape}, nsdgeneral has {mask.shape}")
-    return volume[mask]
+        write_images(out, read, len(bricks), size, lambda images: done(images * each))

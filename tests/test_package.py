@@ -32,6 +32,8 @@ retrieval metrics captions_metrics
 viz teaching
 sprites painting backdrops scenes
 unclip_sampling unclip_names unclip_released
+nsd_sessions
+nsd_masks nsd_tables
 nsd_raw
 nsd encoders released_networks unclip captions converter_training refine sdxl
 voxel_model synthetic full_size
