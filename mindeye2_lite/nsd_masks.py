@@ -51,7 +51,9 @@ class Mask:
         """A volume's values at the V voxels; ValueError in one line where its size is another."""
         values = volume(path)
         if values.shape != self.inside.shape:
-            raise ValueError(f"{path} has shape {values.shape}, {self.name} {self.inside.shape}")
+            raise ValueError(
+                f"{path} has shape {values.shape}, {self.name} has {self.inside.shape}"
+            )
         return values[self.inside]
 
 

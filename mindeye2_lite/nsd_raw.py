@@ -242,6 +242,10 @@ def _one(tree: Tree, subject: int, mask: str | Path | Sequence[str]) -> One:
     chosen = nsd_masks.choose(rois, subject, mask)
     for session, path in enumerate(files, 1):
         trials = int((table[:, SESSION] == session).sum())
+        if trials == 0:
+            raise ValueError(
+                f"{path} is there, but responses.tsv has no trials of session {session}"
+            )
         nsd_sessions.check(path, trials, chosen.inside.shape, chosen.name)
     ncsnr = chosen.of(files[0].with_name("ncsnr.nii.gz")).astype(np.float32)
     labels = nsd_masks.labels(rois, chosen)

@@ -38,6 +38,8 @@ def read(path: str | Path, mask: np.ndarray) -> np.ndarray:
     path, mask = Path(path), np.asarray(mask, bool)
     trials = _numbers(path)[0]
     check(path, trials, mask.shape)
+    if not mask.any():
+        raise ValueError(f"the mask for {path} holds no voxel")
     places = np.argwhere(mask)
     betas = np.empty((trials, len(places)), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found below
@@ -181,7 +183,7 @@ def _from_nifti(path: Path, places: np.ndarray, betas: np.ndarray) -> None:
     size = x * y * z * proxy.dtype.itemsize
     step = max(1, BLOCK // size)
     opened = gzip.open if path.name.endswith(".gz") else open
-    with _unpacking(path), reading(path), opened(path) as stream:
+    with _unpacking(path), reading(path), opened(path, "rb") as stream:
         stream.seek(proxy.offset)
         for first in range(0, len(betas), step):
             last = min(first + step, len(betas))
@@ -193,6 +195,8 @@ def _from_nifti(path: Path, places: np.ndarray, betas: np.ndarray) -> None:
             if (proxy.slope, proxy.inter) != (1, 0):
                 block = block * float(proxy.slope) + float(proxy.inter)
             betas[first:last] = block
+        while stream.read(BLOCK):  # gzip's checksum stands at the end
+            pass
 
 
 @contextmanager
