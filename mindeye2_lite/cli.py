@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from mindeye2_lite import __version__
-from mindeye2_lite.config import PROFILES, Config
+from mindeye2_lite.config import NORMALIZE, PROFILES, Config
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,6 +41,7 @@ def parser() -> Parser:
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
     _add_prepare(commands)
+    _add_compare(commands)
     _add_miniatures(commands)
     _add_results(commands)
     _add_bench(commands)
@@ -84,6 +85,15 @@ def _add_prepare(commands) -> None:
         "--subjects", type=int, nargs="+", help="some of 1 to 8; default all there are"
     )
     sub.set_defaults(command=prepare)
+
+
+def _add_compare(commands) -> None:
+    sub = commands.add_parser("compare", help="how two builds of a person's betas differ")
+    sub.add_argument("ours", type=Path, help="folder of the training layout, or a betas file")
+    sub.add_argument("released", type=Path, help="the same of the other build")
+    sub.add_argument("--subject", type=int, default=1)
+    sub.add_argument("--out", type=Path, help="a .csv file: a line per session and voxel")
+    sub.set_defaults(command=compare)
 
 
 def _add_miniatures(commands) -> None:
@@ -176,8 +186,11 @@ def _add_who(sub) -> None:
 
 
 def _add_normalize(sub) -> None:
-    text = "who scales a test trial: the sessions in use, or its own (released files: all)"
-    sub.add_argument("--normalize", default="sessions", choices=["sessions", "all"], help=text)
+    text = (
+        "who scales a trial: sessions = its own, of test trials the sessions in use; all = its own "
+    )
+    text += "(released files); the others: nsd.NORMALIZE"
+    sub.add_argument("--normalize", default="sessions", choices=list(NORMALIZE), help=text)
 
 
 def run(options) -> None:
@@ -213,6 +226,19 @@ def prepare(options) -> None:
 
     nsd.prepare(options.raw, options.out, subjects=options.subjects)
     print(options.out)
+
+
+def compare(options) -> None:
+    """Print the verdict; write the table where one is asked for."""
+    from mindeye2_lite import nsd_compare, paths
+
+    if options.out and options.out.suffix != ".csv":
+        raise ValueError(f"--out {options.out}: give the name of a .csv file")
+    found = nsd_compare.compare(options.ours, options.released, options.subject)
+    if options.out:
+        with paths.write_beside(options.out) as beside:
+            found.table().to_csv(beside, index=False)
+    print(found)
 
 
 def miniatures(options) -> None:

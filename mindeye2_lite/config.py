@@ -105,3 +105,15 @@ class Config:
 
 
 PROFILES = ("lite", "colab", "paper")
+
+# Who scales a trial. Training and test are the same but for "sessions". The files keep what each
+# session's own training trials say; the rest is worked out when they are read.
+NORMALIZE = {
+    "sessions": "each session by its own training trials; test trials of sessions that are not in "
+    "use by the training trials of those that are",
+    "pooled": "every trial by the training trials of the sessions in use, together",
+    "all": "each session by its own training trials, whether it is in use or not (released files)",
+    "global": "every trial by the training trials of all sessions, together (the paper's A.2, read "
+    "literally)",
+    "notebook": "each session by all of its trials, test trials included (dataset_creation.ipynb)",
+}

@@ -6,23 +6,24 @@ from raw data. So released, prepared and synthetic data look alike to everything
     subject = Subject(root, 1)
     subject.train(sessions=1).voxels     (trials, V): the non-shared trials of the first session
     subject.test(sessions=1).repeats()   (images, 3, V): the shared images, always the same
+    Pairs(subject)[[7, 3, 7]]            voxels and pictures of single trials, read when asked for
 
 V = voxels of nsdgeneral, 15,724 for NSD's subject 1. Read with notebook 01.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
+from mindeye2_lite.config import NORMALIZE
 from mindeye2_lite.layout import (
-    COLUMNS,
     GLOBAL_TRIAL,
     IMAGE,
     SESSION,
@@ -34,72 +35,59 @@ from mindeye2_lite.layout import (
     records_folder,
     subjects,
 )
+from mindeye2_lite.nsd_compare import Comparison, compare
 from mindeye2_lite.nsd_raw import prepare
+from mindeye2_lite.nsd_statistics import (
+    EXPECTED_TRIALS,
+    PUBLISHED,
+    behavior_summary,
+    by_region,
+    estimate_ncsnr,
+    noise_ceiling,
+    reliability,
+)
+from mindeye2_lite.trial_access import (
+    Images,
+    Indices,
+    Pair,
+    Pairs,
+    Rows,
+    Scales,
+    Trials,
+    check_order,
+    check_records,
+    repeats,
+    rescale,
+)
 
-__all__ = ["Images", "Subject", "Trials", "prepare"]
+# fmt: off
+__all__ = [
+    "Comparison", "EXPECTED_TRIALS", "Images", "NORMALIZE", "PUBLISHED", "Pair", "Pairs", "SPLITS",
+    "Subject", "Trials", "behavior_summary", "by_region", "compare", "estimate_ncsnr",
+    "noise_ceiling", "prepare", "reliability", "session_drift",
+]
+# fmt: on
 
-
-@dataclass(frozen=True)
-class Trials:
-    """Trials of one person in the order in which they happened."""
-
-    voxels: Tensor  # (trials, V) float32, in standard deviations
-    image_id: Tensor  # (trials,) int64, NSD's 73k index from 0
-    repeat: Tensor  # (trials,) int64, 0 at the first showing of that image in the split
-    session: Tensor  # (trials,) int64, from 1
-    behavior: Tensor  # (trials, 17) float64, columns as in COLUMNS
-
-    def __len__(self) -> int:
-        return len(self.image_id)
-
-    @property
-    def image_ids(self) -> Tensor:
-        """The images seen, ascending, each once: "image i" everywhere below."""
-        return self.image_id.unique()
-
-    def repeats(self, n: int = 3) -> Tensor:
-        """Voxels as (images, n, V), images ascending.
-
-        Where an image was shown fewer than n times its first showing fills the gap: (a, a, a) or
-        (a, a, b), as in the released code.
-        """
-        order = torch.argsort(self.image_id, stable=True)
-        _, counts = self.image_id.unique(return_counts=True)
-        rows = [
-            [*[int(group[0])] * (n - len(group)), *group.tolist()][:n]
-            for group in order.split(counts.tolist())
-        ]
-        return self.voxels[torch.tensor(rows, dtype=torch.long)]
-
-
-class Images:
-    """Pictures by 73k index: `images[ids]` -> (n, 3, H, W) float32 in [0, 1]."""
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        with open_hdf5(self.path) as file:
-            self.shape = tuple(file["images"].shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, ids: int | Sequence[int] | np.ndarray | Tensor) -> Tensor:
-        ids = np.atleast_1d(np.asarray(ids, dtype=np.int64))
-        if len(ids) and not (0 <= ids.min() and ids.max() < len(self)):
-            raise ValueError(f"{self.path} has images 0 to {len(self) - 1}; asked for {ids.max()}")
-        out = np.empty((len(ids), *self.shape[1:]), np.float32)
-        with open_hdf5(self.path) as file, reading(self.path):
-            images = file["images"]
-            for row, image in enumerate(ids):  # faster than h5py's own fancy indexing
-                out[row] = images[int(image)]
-        return torch.from_numpy(out)
+# How many trials each has of NSD's people: EXPECTED_TRIALS.
+SPLITS = {
+    "train": "trials of images that only this person saw; sessions may be chosen",
+    "new_test": "all trials of the images that all people were to see (shared1000)",
+    "shared1000": "another name of new_test. Who came to 40 sessions saw all 1000, each three "
+    "times; in 32 sessions people saw 930 of them at least once, in 30 sessions 907",
+    "test": "new_test without each person's last three sessions: NSD's older release",
+    "shared982": "another name of test, as papers cite it: 982 images were shown at least once in "
+    "the first 37 sessions of those who came to 40 (2770 trials, so not all three times). Who "
+    "came to fewer has fewer images: at most 907, as that is what 30 sessions show",
+}
+_TARS = {"new_test": "new_test", "shared1000": "new_test", "test": "test", "shared982": "test"}
 
 
 class Subject:
     """One person's voxels, images and regions from the training layout below `root`.
 
-    FileNotFoundError or ValueError in one line where a file is missing, cut short or of the wrong
-    size.
+    Subjects may have any number from 1 to 99. FileNotFoundError or ValueError in one line where a
+    file is missing, cut short or of the wrong size, or where records contradict each other; those
+    of sessions between the first and the last are looked at when they are read.
     """
 
     def __init__(self, root: str | Path, subject: int):
@@ -113,25 +101,27 @@ class Subject:
             )
         self._tars = records_folder(self.root, subject)
         self.sessions = len(list((self._tars / "train").glob("[0-9]*.tar")))
-        with open_hdf5(self._betas_file) as file:
-            rows, self.num_voxels = file["betas"].shape
-        self._check(rows)
+        self.betas = Rows(self._betas_file, "betas", kind="trials")
+        if len(self.betas.shape) != 2:
+            raise ValueError(
+                f"{self._betas_file} has betas of shape {self.betas.shape}, expected (trials, V)"
+            )
+        self.num_voxels = self.betas.shape[1]
+        self._check()
 
-    def _check(self, rows: int) -> None:
+    def _check(self) -> None:
         if self.sessions == 0:
             raise FileNotFoundError(f"no behavior records in {self._tars}/train: run nsd.prepare")
-        expected = 1 + int(max(self._train(self.sessions)[:, GLOBAL_TRIAL].max(), self._last_test))
-        if rows < expected:
-            raise ValueError(
-                f"{self._betas_file} is cut short: expected at least {expected} trials "
-                f"({self.sessions} sessions), found shape {(rows, self.num_voxels)}"
-            )
+        for session in sorted({1, self.sessions}):
+            self._train(session)
         for name, mask in self.rois.items():
             if len(mask) != self.num_voxels:
                 raise ValueError(
                     f"region {name} of subject {self.subject} has {len(mask)} voxels, but "
                     f"{self._betas_file.name} has {self.num_voxels}: they are of different masks"
                 )
+
+    # -- what belongs to voxels and images
 
     @cached_property
     def rois(self) -> dict[str, np.ndarray]:
@@ -144,7 +134,70 @@ class Subject:
     def ncsnr(self) -> np.ndarray:
         """NSD's noise ceiling signal-to-noise ratio, (V,): see `noise_ceiling`."""
         with open_hdf5(self._betas_file) as file:
-            return entry(file, "ncsnr")[:]
+            if "ncsnr" not in file:
+                raise ValueError(
+                    f"{self._betas_file.name} has no 'ncsnr' (released files): run nsd.prepare on "
+                    "the raw data, or estimate it from repeats: nsd.estimate_ncsnr(subject.train())"
+                )
+            return file["ncsnr"][:]
+
+    @cached_property
+    def position(self) -> np.ndarray:
+        """Where each voxel lies in the functional volume: (V, 3) integers (x, y, z) from 0."""
+        with self._voxels_file() as group:
+            position = entry(group, "position")[:].astype(np.int64)
+        if position.shape != (self.num_voxels, 3):
+            raise ValueError(
+                f"{self.root / 'voxels.hdf5'} has positions of shape {position.shape} for subject "
+                f"{self.subject}, the betas have {self.num_voxels} voxels: they are of different "
+                "masks"
+            )
+        return position
+
+    @cached_property
+    def volume(self) -> tuple[tuple[int, ...], np.ndarray]:
+        """Shape (X, Y, Z) of the functional volume, and its affine (4, 4): voxel to mm."""
+        with self._voxels_file() as group:
+            known = {**group.attrs, **entry(group, "position").attrs}
+        if missing := [name for name in ("shape", "affine") if name not in known]:
+            raise ValueError(f"{self.root / 'voxels.hdf5'} does not say its {missing[0]}")
+        return tuple(int(n) for n in known["shape"]), np.asarray(known["affine"])
+
+    @cached_property
+    def labels(self) -> dict[str, np.ndarray]:
+        """Name of a labeled volume (`prf-visualrois`, `streams`, ...) -> label per voxel, (V,)."""
+        with self._voxels_file() as group:
+            labels = entry(group, "labels")
+            return {name: labels[name][:] for name in labels}
+
+    @contextmanager
+    def _voxels_file(self) -> Iterator[h5py.Group]:
+        path = self.root / "voxels.hdf5"
+        self._only_ours(path)
+        with open_hdf5(path) as file, reading(path):
+            yield entry(file, f"subj{self.subject:02d}")
+
+    @cached_property
+    def stimuli(self) -> pd.DataFrame:
+        """A row per image: image_id, coco_id, coco_split, shared1000, and each person's 10k index.
+
+        Where NSD has no value, as in stimuli.csv.
+        """
+        path = self.root / "stimuli.csv"
+        self._only_ours(path)
+        try:
+            table = pd.read_csv(path)
+        except ValueError as error:  # also pandas' own errors, and text that is no UTF-8
+            raise ValueError(f"{path} is no table ({' '.join(str(error).split())})") from error
+        if "image_id" not in table:
+            raise ValueError(f"{path} has no column 'image_id', only {list(table)}")
+        return table
+
+    def _only_ours(self, path: Path) -> None:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is missing: released files do not have it; run nsd.prepare on the raw data"
+            )
 
     @cached_property
     def images(self) -> Images:
@@ -167,37 +220,77 @@ class Subject:
             raise FileNotFoundError(f"{path} is missing: run nsd.prepare with NSD's annotations")
         return json.loads(path.read_text())
 
+    # -- trials
+
     def train(self, sessions: int | None = None, normalize: str = "sessions") -> Trials:
-        """The non-shared trials of the first `sessions` sessions (None: of all)."""
-        sessions = self._checked(sessions)
-        behavior = np.concatenate([self._train(s) for s in range(1, sessions + 1)])
-        return self._trials(behavior, sessions, normalize)
+        """The non-shared trials of the first `sessions` sessions (None: of all).
+
+        `normalize` says who scales them, by name: see NORMALIZE.
+        """
+        return self._trials("train", sessions, normalize)
 
     def test(
         self, sessions: int | None = None, normalize: str = "sessions", split: str = "new_test"
     ) -> Trials:
-        """The trials of shared images, always the same ones.
+        """The trials of shared images, always the same ones, or those of another of the SPLITS.
 
-        With `normalize="sessions"` only the first `sessions` sessions are known: test trials of
-        later ones are scaled by the mean and deviation of the known training trials together.
-        `normalize="all"` scales each session by its own training trials. Official: always "all",
-        also where only one session is trained on.
+        `sessions` says which are known. With `normalize="sessions"` test trials of later ones are
+        scaled by the mean and deviation of the known training trials together. `normalize="all"`
+        scales each session by its own training trials. Official: always "all", also where only
+        one session is trained on. The others: see NORMALIZE.
         """
-        if split not in ("new_test", "test"):
-            raise ValueError(f"split {split!r} is unknown: choose new_test or test")
-        return self._trials(self._test(split), self._checked(sessions), normalize)
+        if split not in _TARS:
+            raise ValueError(f"split {split!r} is unknown: choose {_listed(_TARS)}")
+        return self._trials(split, sessions, normalize)
+
+    def records(self, split: str = "train", sessions: int | None = None) -> np.ndarray:
+        """The behavior of a split, (trials, 17) as in layout.COLUMNS; no betas are read.
+
+        Of "train" the first `sessions` sessions, of the others always all. ValueError in one line
+        where records double a trial, or put sessions into another order than time.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is unknown: choose {_listed(SPLITS)}")
+        sessions = self._checked(sessions)
+        if split != "train":
+            return self._test(_TARS[split])
+        table = np.concatenate([self._train(s) for s in range(1, sessions + 1)])
+        check_order(self._tars, np.concatenate([table, self._test("new_test")]))
+        return table
+
+    def voxels(self, rows: Indices) -> np.ndarray:
+        """Betas of any trials as they are in the file: (n, V) float32.
+
+        `rows` are global trials from 0 in any order, also several times the same; only those are
+        read. ValueError in one line where there is no such trial.
+        """
+        return np.asarray(self.betas.read(rows), np.float32)
 
     @cached_property
     def session_statistics(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and deviation of each session's training trials, (sessions, V), percent signal."""
+        return self._statistics("session_mean", "session_std")
+
+    @cached_property
+    def session_statistics_with_test(self) -> tuple[np.ndarray, np.ndarray]:
+        """The same of all trials of each session, test trials included."""
+        return self._statistics("session_mean_with_test", "session_std_with_test")
+
+    def _statistics(self, *names: str) -> tuple[np.ndarray, ...]:
         with open_hdf5(self._betas_file) as file:
-            if "session_mean" not in file:
-                raise ValueError(
-                    f"{self._betas_file.name} has no session_mean (a released file): "
-                    'pass normalize="all" (a command: --normalize all), or run nsd.prepare on the '
-                    "raw data"
-                )
-            return file["session_mean"][:], file["session_std"][:]
+            for name in names:
+                if name not in file:
+                    raise ValueError(
+                        f"{self._betas_file.name} has no {name} (a released or an older file): "
+                        'pass normalize="all" (a command: --normalize all), or run nsd.prepare on '
+                        "the raw data"
+                    )
+                if file[name].shape != (self.sessions, self.num_voxels):
+                    raise ValueError(
+                        f"{self._betas_file} has {name} of shape {file[name].shape}, expected "
+                        f"{(self.sessions, self.num_voxels)}: it is not of these records"
+                    )
+            return tuple(file[name][:] for name in names)
 
     def _checked(self, sessions: int | None) -> int:
         sessions = self.sessions if sessions is None else sessions
@@ -209,53 +302,101 @@ class Subject:
 
     def _train(self, session: int) -> np.ndarray:
         if session not in self._read:
-            self._read[session] = read_records(self._tars / "train" / f"{session - 1}.tar")
+            path = self._tars / "train" / f"{session - 1}.tar"
+            table = self._read_checked(path, {session})
+            both = np.intersect1d(table[:, IMAGE], self._test("new_test")[:, IMAGE])
+            if len(both):
+                raise ValueError(
+                    f"{path} trains on image {int(both[0])}, which is in new_test/0.tar as well: "
+                    "no image may be in both"
+                )
+            self._read[session] = table
         return self._read[session]
 
     def _test(self, split: str) -> np.ndarray:
         if split not in self._read:
-            self._read[split] = read_records(self._tars / split / "0.tar")
+            known = set(range(1, self.sessions + 1))
+            self._read[split] = self._read_checked(self._tars / split / "0.tar", known)
         return self._read[split]
+
+    def _read_checked(self, path: Path, sessions: set[int]) -> np.ndarray:
+        table = read_records(path)
+        check_records(path, table, sessions)
+        last = int(table[:, GLOBAL_TRIAL].max(initial=-1))
+        if last >= len(self.betas):
+            raise ValueError(
+                f"{self._betas_file} is cut short: expected at least {last + 1} trials, as in "
+                f"{path}, found shape {self.betas.shape}"
+            )
+        return table
 
     @cached_property
     def _read(self) -> dict:
         return {}
 
-    @property
-    def _last_test(self) -> float:
-        return self._test("new_test")[:, GLOBAL_TRIAL].max(initial=-1)
-
-    def _trials(self, behavior: np.ndarray, sessions: int, normalize: str) -> Trials:
-        if normalize not in ("sessions", "all"):
-            raise ValueError(f"normalize {normalize!r} is unknown: choose sessions or all")
+    def _trials(self, split: str, sessions: int | None, normalize: str) -> Trials:
+        behavior, scales = self.scaling(split, sessions, normalize)
         session = behavior[:, SESSION].astype(np.int64)
-        voxels = self._voxels(behavior[:, GLOBAL_TRIAL].astype(np.int64), session)
-        later = session > sessions
-        if normalize == "sessions" and later.any():
-            voxels[later] = self._by_known_sessions(voxels[later], session[later], sessions)
+        voxels = self._scaled(behavior[:, GLOBAL_TRIAL].astype(np.int64), session, scales)
         image_id = behavior[:, IMAGE].astype(np.int64)
-        repeat = pd.Series(image_id).groupby(image_id).cumcount().to_numpy(np.int64)
-        rest = (torch.tensor(array) for array in (image_id, repeat, session, behavior))
-        return Trials(torch.from_numpy(voxels), *rest)  # no second copy of gigabytes
+        rest = (image_id, repeats(image_id), session, behavior)
+        # No second copy of gigabytes: the tensor is the array.
+        return Trials(torch.from_numpy(voxels), *(torch.tensor(array) for array in rest))
 
-    def _voxels(self, rows: np.ndarray, session: np.ndarray) -> np.ndarray:
-        """Rows of the betas, a session at a time, so that memory holds what is asked for."""
+    def _scaled(self, rows: np.ndarray, session: np.ndarray, scales: Scales) -> np.ndarray:
+        """(n, V), a session at a time, so that memory holds what is asked for and little else."""
         out = np.empty((len(rows), self.num_voxels), np.float32)
-        with open_hdf5(self._betas_file) as file, reading(self._betas_file):
-            for number in np.unique(session):
-                here = np.flatnonzero(session == number)
-                first, last = rows[here].min(), rows[here].max() + 1
-                out[here] = file["betas"][first:last][rows[here] - first]
+        for number in np.unique(session):
+            here = np.flatnonzero(session == number)
+            block = self.voxels(rows[here])
+            if not np.isfinite(block.sum(dtype=np.float64)):
+                raise ValueError(
+                    f"{self._betas_file} has betas in session {number} that are no finite numbers"
+                )
+            rescale(block, session[here], scales)
+            out[here] = block
         return out
 
-    def _by_known_sessions(
-        self, voxels: np.ndarray, session: np.ndarray, sessions: int
-    ) -> np.ndarray:
+    def scaling(
+        self, split: str, sessions: int | None, normalize: str
+    ) -> tuple[np.ndarray, Scales]:
+        """A split's records, and how to scale its sessions otherwise than in the file."""
+        behavior = self.records(split, sessions)
+        present = np.unique(behavior[:, SESSION].astype(np.int64))
+        return behavior, self._scales(present, self._checked(sessions), normalize)
+
+    def _scales(self, present: np.ndarray, sessions: int, normalize: str) -> Scales:
+        """By session; those left out stay as they are."""
+        if normalize not in NORMALIZE:
+            raise ValueError(f"normalize {normalize!r} is unknown: choose {_listed(NORMALIZE)}")
+        later = present[present > sessions]
+        others = {"all": present[:0], "sessions": later}.get(normalize, present).tolist()
+        if not others:
+            return {}
+        own = self.session_statistics
+        if normalize == "notebook":
+            new = self.session_statistics_with_test
+            return {s: (*(x[s - 1] for x in own), *(x[s - 1] for x in new)) for s in others}
+        known = self._pooled(self.sessions if normalize == "global" else sessions)
+        return {s: (*(x[s - 1] for x in own), *known) for s in others}
+
+    def _pooled(self, sessions: int) -> tuple[np.ndarray, np.ndarray]:
         mean, std = self.session_statistics
-        raw = voxels * std[session - 1] + mean[session - 1]
         trials = np.array([len(self._train(s)) for s in range(1, sessions + 1)])
-        known_mean, known_std = _pooled(mean[:sessions], std[:sessions], trials)
-        return (raw - known_mean) / known_std
+        if not trials.any():
+            raise ValueError(
+                f"sessions 1 to {sessions} of subject {self.subject} have no training trials to "
+                'scale by: pass more sessions or normalize="all"'
+            )
+        return _pooled(mean[:sessions], std[:sessions], trials)
+
+
+def _pooled(mean: np.ndarray, std: np.ndarray, trials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of all trials together from those of each session."""
+    share = (trials / trials.sum())[:, None]
+    together = (share * mean).sum(0)
+    variance = (share * (std**2 + (mean - together) ** 2)).sum(0)
+    return together.astype(np.float32), np.sqrt(variance).astype(np.float32)
 
 
 def _pixels(path: Path) -> int:
@@ -264,82 +405,9 @@ def _pixels(path: Path) -> int:
     return int(size) if size.isdecimal() else 0
 
 
-def _pooled(mean: np.ndarray, std: np.ndarray, trials: np.ndarray) -> tuple:
-    """Mean and deviation of all trials together from those of each session."""
-    share = (trials / trials.sum())[:, None]
-    together = (share * mean).sum(0)
-    variance = (share * (std**2 + (mean - together) ** 2)).sum(0)
-    return together.astype(np.float32), np.sqrt(variance).astype(np.float32)
-
-
-# What is known of the real data, to set beside a cohort's numbers: (what, values, source).
-PUBLISHED = (
-    (
-        "voxels of nsdgeneral, subjects 1 to 8",
-        (15724, 14278, 15226, 13153, 13039, 17907, 12682, 14386),
-        "MindEye2's released betas",
-    ),
-    ("sessions, subjects 1 to 8", (40, 40, 32, 30, 40, 32, 40, 30), "Allen et al. 2022"),
-    (
-        "mean ncsnr over cortex, subjects 1 to 7",
-        (0.1637, 0.1654, 0.1201, 0.1226, 0.1685, 0.1606, 0.1281),
-        "NSD's ncsnr.nii.gz (b3, 1.8 mm), as reported in cvnlab/nsddatapaper issue 1",
-    ),
-    (
-        "largest ncsnr, subjects 1 to 7",
-        (1.4188, 1.3350, 1.2693, 1.3528, 1.6371, 1.1553, 1.1764),
-        "the same",
-    ),
-    ("mean ncsnr", (0.260,), "Allen et al. 2022, as quoted in the same issue; region not given"),
-    (
-        "median ceiling at three trials, V1, V2, V4 and ventral stream, percent: volume, surface",
-        (24.2, 36.2),
-        "Allen2022 notebooks of brain-score/vision",
-    ),
-)
-
-
-# -- numbers that say how good the data are --------------------------------------------------------
-
-
-def noise_ceiling(
-    ncsnr: float | np.ndarray | Tensor, repeats: int = 3
-) -> float | np.ndarray | Tensor:
-    """Percent of variance that a perfect model could explain: 100 s² / (s² + 1/repeats).
-
-    s = ncsnr, the deviation of the signal over that of the noise in single trials. Source: Allen
-    et al. 2022, Methods, "Noise ceiling estimation".
-    """
-    return 100 * ncsnr**2 / (ncsnr**2 + 1 / repeats)
-
-
-def estimate_ncsnr(trials: Trials) -> np.ndarray:
-    """ncsnr (V,) from the spread between repeats of the same image, as NSD's own files have it.
-
-    noise variance = mean over images of the variance between repeats; signal variance = total
-    minus noise, at least 0.
-    """
-    voxels = trials.voxels.numpy().astype(np.float64)
-    images, first, counts = np.unique(
-        trials.image_id.numpy(), return_inverse=True, return_counts=True
-    )
-    sums = np.zeros((len(images), voxels.shape[1]))
-    np.add.at(sums, first, voxels)
-    within = ((voxels - (sums / counts[:, None])[first]) ** 2).sum(0)
-    noise = within / max((counts - 1).sum(), 1)
-    signal = np.maximum(voxels.var(0, ddof=1) - noise, 0)
-    return np.sqrt(signal / noise)
-
-
-def reliability(trials: Trials, first: int = 0, second: int = 1) -> np.ndarray:
-    """Correlation over images between two showings of the same image, (V,)."""
-    both = trials.image_id[trials.repeat == second]
-    pair = []
-    for repeat in (first, second):
-        here = (trials.repeat == repeat) & torch.isin(trials.image_id, both)
-        voxels = trials.voxels[here][trials.image_id[here].argsort()]
-        pair.append((voxels - voxels.mean(0)) / voxels.std(0, correction=0))
-    return (pair[0] * pair[1]).mean(0).numpy()
+def _listed(names: Iterable[str]) -> str:
+    *names, last = names
+    return f"{', '.join(names)} or {last}"
 
 
 def session_drift(subject: Subject) -> dict[str, np.ndarray]:
@@ -350,31 +418,3 @@ def session_drift(subject: Subject) -> dict[str, np.ndarray]:
     """
     mean, std = subject.session_statistics
     return {"mean": (mean - mean.mean(0)) / std.mean(0), "gain": std / np.median(std, axis=0)}
-
-
-def by_region(values: np.ndarray, rois: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Voxel count, median and quartiles of a value per voxel in every region."""
-    return pd.DataFrame(
-        [
-            (name, mask.sum(), *np.percentile(values[mask], (50, 25, 75)))
-            for name, mask in rois.items()
-        ],
-        columns=["region", "voxels", "median", "lower quartile", "upper quartile"],
-    ).set_index("region")
-
-
-def behavior_summary(trials: Trials) -> pd.DataFrame:
-    """Per session: share answered, hits (old called old), false alarms, median RT in ms."""
-    table = pd.DataFrame(trials.behavior.numpy(), columns=list(COLUMNS))
-    rows = {}
-    for session, here in table.groupby("SESSION"):
-        answered = here[here.ISCORRECT >= 0]
-        old, new = answered[answered.ISOLD == 1], answered[answered.ISOLD == 0]
-        rows[int(session)] = {
-            "trials": len(here),
-            "answered": len(answered) / len(here),
-            "hits": old.ISCORRECT.mean(),
-            "false alarms": 1 - new.ISCORRECT.mean(),
-            "RT (ms)": answered.RT.median(),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("session")

@@ -291,13 +291,14 @@ def tuned(
 ) -> train.Run:  # fmt: skip
     """A subject's fine-tuned model, from seven others' or from scratch, kept or trained now."""
     start = None
+    # The key of the default stays. Pretraining has all sessions, where "all" is the same.
+    how = {} if normalize == "sessions" else {"normalize": normalize}
     if pretrained:
         others = tuple(s for s in range(1, 9) if s != subject)
         start = train.load_or_train(
-            "pretrained", config, root, subjects=others, seed=seed, progress=progress
-        ).model
-    # Pretraining has all sessions, where both are the same; the key of the default stays.
-    how = {} if normalize == "sessions" else {"normalize": normalize}
+            "pretrained", config, root, subjects=others, seed=seed, progress=progress,
+            **({} if normalize == "all" else how),
+        ).model  # fmt: skip
     return train.load_or_train(
         "fine-tuned", config, root, subject=subject, sessions=sessions, start=start, seed=seed,
         progress=progress, **how,
