@@ -24,12 +24,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from mindeye2_lite.tar_records import read_alike
+
 COLUMNS = (  # of a behavior record; -1 where NSD has no value
     *("image_id", "SUBJECT", "SESSION", "RUN", "TRIAL", "global_trial", "TIME", "ISOLD"),
     *("ISCORRECT", "RT", "CHANGEMIND", "ISOLDCURRENT", "ISCORRECTCURRENT", "TOTAL1", "TOTAL2"),
     *("BUTTON", "shared"),
 )
 IMAGE, SESSION, GLOBAL_TRIAL, SHARED = 0, 2, 5, 16
+BEHAVIOR = ".behav.npy"  # how a record is named in a tar
 
 
 def betas_name(subject: int) -> str:
@@ -99,10 +102,20 @@ def entry(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group:
 
 def read_records(path: Path) -> np.ndarray:
     """The `behav` records of a tar, (trials, 17) float64. No member is ever written to disk."""
+    with reading(path):
+        content = np.fromfile(there(path), np.uint8)
+    rows = read_alike(content, BEHAVIOR, len(COLUMNS))
+    return _one_by_one(path) if rows is None else rows
+
+
+def _one_by_one(path: Path) -> np.ndarray:
     try:
-        with tarfile.open(there(path)) as tar:
-            members = (m for m in tar if m.isfile() and m.name.endswith(".behav.npy"))
+        with tarfile.open(path) as tar:
+            members = (m for m in tar if m.isfile() and m.name.endswith(BEHAVIOR))
             rows = [_record(path, m, tar.extractfile(m).read()) for m in members]
+            tar.fileobj.seek(tar.offset)
+            if any(tar.fileobj.read(tarfile.BLOCKSIZE)):  # tarfile takes a bad header for the end
+                raise tarfile.ReadError(f"bad header at byte {tar.offset}")
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path} is cut short or not a tar file ({error})") from error
     return np.concatenate(rows) if rows else np.empty((0, len(COLUMNS)))

@@ -24,7 +24,7 @@ REPOSITORY = PROJECT["project"]["urls"]["Repository"]
 
 # A module may import modules of its own row and of those above.
 ROWS = """
-config paths
+config paths tar_records
 layout executors
 layout_writing
 ridge backbone low_level prior losses released
