@@ -34,7 +34,8 @@ sprites painting backdrops scenes
 unclip_sampling unclip_names unclip_released
 nsd_sessions
 nsd_masks nsd_tables
-nsd_raw trial_access nsd_statistics nsd_match nsd_compare
+nsd_raw
+trial_access nsd_statistics nsd_match nsd_compare
 nsd encoders released_networks unclip captions converter_training refine sdxl
 voxel_model synthetic full_size
 model
