@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import tarfile
 from dataclasses import asdict
 
 import h5py
@@ -137,6 +138,8 @@ def test_released_files_are_read_as_a_subject(tmp_path):
     train, test = subject.train(), subject.test(normalize="all")
     assert len(train) + len(test) == 270 and train.voxels.shape[1] == 1200
     assert not set(train.image_ids.tolist()) & set(test.image_ids.tolist())
+    with tarfile.open(tmp_path / "wds" / "subj01" / "train" / "0.tar") as tar:
+        assert all("mtime" in member.pax_headers for member in tar)
     assert subject.images[[3, 5]].std() > 0.2 and subject.images[[4]].std() == 0
 
 
