@@ -6,6 +6,7 @@ gives one line: exit status 2 if the command line is wrong, 1 if a file, a folde
 
 import argparse
 import inspect
+import json
 import sys
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def parser() -> Parser:
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     _add_run(commands)
     _add_prepare(commands)
+    _add_inspect(commands)
     _add_compare(commands)
     _add_miniatures(commands)
     _add_results(commands)
@@ -77,14 +79,48 @@ def _add_run(commands) -> None:
 
 
 def _add_prepare(commands) -> None:
-    text = "raw NSD to the training layout; without RAW, make the synthetic cohort"
-    sub = commands.add_parser("prepare", help=text)
-    sub.add_argument("raw", type=Path, nargs="?", help="folder of the NSD download")
-    sub.add_argument("out", type=Path, nargs="?", help="folder to write")
-    sub.add_argument(
-        "--subjects", type=int, nargs="+", help="some of 1 to 8; default all there are"
+    text = "raw NSD, or your own betas, to the training layout; alone: make the synthetic cohort"
+    sub = commands.add_parser(
+        "prepare",
+        help=text,
+        usage="%(prog)s [RAW OUT | --betas FILE --events TSV --images FOLDER OUT] [options]",
     )
+    add, own = sub.add_argument, sub.add_argument_group("your own data").add_argument
+    add("raw", metavar="RAW", nargs="?", help="folder of the NSD download")
+    add("out", metavar="OUT", nargs="?", help="folder to write")
+    text = "a NIfTI; of NSD also nsdgeneral or a region, and again for another"
+    add("--mask", action="append", help=text)
+    add("--image-size", type=int, help="pixels; default 224")
+    add("--executor", help="serial, local, local:N or dask://HOST:PORT; default local")
+    nsd = sub.add_argument_group("NSD").add_argument
+    nsd("--subjects", type=int, nargs="+", help="some of 1 to 8; default all there are")
+    nsd("--betas-version", choices=["b1", "b2", "b3"], help="NSD's preparation; default b3")
+    nsd("--space", choices=["func1pt8mm", "func1mm"], help="default func1pt8mm")
+    own("--betas", nargs="+", metavar="FILE", help=".npy, .h5, .mat, .nii.gz; one or one a session")
+    own("--events", nargs="+", metavar="TSV", help="onset, stim_file or trial_type, session, run")
+    own("--images", metavar="FOLDER", help="the pictures")
+    own("--subject", type=int, help="number of the person; default 1")
+    text = "a share of the pictures, or a test picture, and again for another; default proposed"
+    own("--test", action="append", metavar="SHARE", help=text)
+    own("--captions", metavar="JSON", help="picture -> sentences")
+    own("--image-column", metavar="NAME", help="of the events; default stim_file, trial_type")
+    text = "events that have no betas, such as n/a, and again for others"
+    own("--ignore", action="append", metavar="NAME", help=text)
+    own("--sessions-from", choices=["events", "files"], help="default the events if they say")
+    own("--seed", type=int, help="of the proposed test pictures; default 0")
     sub.set_defaults(command=prepare)
+
+
+def _add_inspect(commands) -> None:
+    text = "what is in prepared, released or own data; status 1 where it must not be trained on"
+    sub = commands.add_parser("inspect", help=text)
+    sub.add_argument("path", type=Path, help="folder that prepare wrote, or of the released files")
+    sub.add_argument("--subject", type=int, help="default all there are")
+    sub.add_argument("--json", type=Path, metavar="OUT.json", help="write the report as JSON")
+    sub.add_argument("--figure", type=Path, metavar="OUT.png", help="draw it, for one subject")
+    text = "also draw reliability on cortex, by the transforms in this NSD tree: OUT_surface.png"
+    sub.add_argument("--surface", type=Path, metavar="RAW", help=text)
+    sub.set_defaults(command=inspect_data)
 
 
 def _add_compare(commands) -> None:
@@ -213,19 +249,127 @@ def run(options) -> None:
     print(out)
 
 
+FOR_BOTH = ("mask", "image_size", "executor")
+FOR_NSD = ("subjects", "betas_version", "space")
+FOR_OWN = ("betas", "events", "images", "subject", "test", "captions", "image_column", "ignore")
+FOR_OWN += ("sessions_from", "seed")
+
+
 def prepare(options) -> None:
     """Write the training layout and say where."""
-    if options.raw is None:
+    given = {n: v for n in FOR_BOTH + FOR_NSD + FOR_OWN if (v := getattr(options, n)) is not None}
+    if own := [name for name in FOR_OWN if name in given]:
+        _refuse(given, FOR_NSD, f"is for raw NSD, {_option(own[0])} for your own data")
+        _prepare_own(options, given)
+    elif options.raw is None:
+        _refuse(given, FOR_BOTH + FOR_NSD, "needs data: give RAW and OUT, or --betas")
         from mindeye2_lite import synthetic
 
         print(synthetic.open_cohort())
-        return
-    if options.out is None:
+    elif options.out is None:
         raise ValueError("prepare needs two folders: mindeye2-lite prepare RAW OUT")
+    else:
+        _prepare_nsd(options.raw, options.out, given)
+
+
+def _refuse(given: dict, names: tuple[str, ...], why: str) -> None:
+    if wrong := [name for name in names if name in given]:
+        raise ValueError(f"{_option(wrong[0])} {why}")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _prepare_nsd(raw: str, out: str, given: dict) -> None:
     from mindeye2_lite import nsd
 
-    nsd.prepare(options.raw, options.out, subjects=options.subjects)
-    print(options.out)
+    if "betas_version" in given:
+        given["betas"] = given.pop("betas_version")
+    if "mask" in given and len(given["mask"]) == 1:
+        given["mask"] = given["mask"][0]
+    nsd.prepare(raw, out, **{"executor": "local"} | given)
+    print(out)
+
+
+def _prepare_own(options, given: dict) -> None:
+    """Also says how to go on."""
+    import shlex
+
+    from mindeye2_lite import nsd
+
+    if missing := [name for name in ("betas", "events", "images") if name not in given]:
+        raise ValueError(f"your own data need --betas, --events, --images: {_option(missing[0])}?")
+    if options.raw is None or options.out is not None:
+        raise ValueError("your own data need one folder to write: OUT, before the options")
+    if "mask" in given:
+        if len(given["mask"]) > 1:
+            raise ValueError("your own data take one --mask, a NIfTI or .npy volume")
+        given["mask"] = given["mask"][0]
+    given["test"] = _share_or_names(given.get("test"))
+    files = (given.pop(name) for name in ("betas", "events", "images"))
+    split = nsd.from_files(options.raw, *files, **{"executor": "local"} | given)
+    size = nsd.Subject(split.root, split.subject).images.shape[-1]
+    fits = [name for name in PROFILES if Config.of(name).image_size == size]
+    data = shlex.quote(str(split.root))
+    print(f"{split}\nwritten to {split.root}, subject {split.subject}; next:")
+    print(f"  mindeye2-lite inspect {data}")
+    if fits:
+        print(f"  mindeye2-lite train --data {data} --subject {split.subject} --profile {fits[0]}")
+
+
+def _share_or_names(test: list[str] | None) -> float | list[str] | None:
+    try:
+        return float(test[0]) if test and len(test) == 1 else test
+    except ValueError:
+        return test
+
+
+def inspect_data(options) -> int:
+    """Print a report per person; status 1 if training or scores on these data would be wrong."""
+    from mindeye2_lite import inspection, paths
+
+    there = inspection.people(options.path)
+    wanted = [options.subject] if options.subject else there
+    if options.surface and not options.figure:
+        raise ValueError("--surface needs --figure OUT.png, beside which it is drawn")
+    if options.figure and len(wanted) > 1:
+        raise ValueError(f"--figure draws one person: choose --subject from {there}")
+    reports = []
+    for subject in wanted:
+        reports.append(inspection.inspect(options.path, subject, progress=sys.stderr.isatty()))
+        print(reports[-1])
+    if options.json:
+        with paths.write_beside(options.json) as beside:
+            beside.write_text(json.dumps([report.as_dict() for report in reports], indent=1))
+    if options.figure:
+        _draw(reports[0], options.figure, options.surface)
+    return int(any(report.problems for report in reports))
+
+
+def _draw(report, out: Path, raw: Path | None) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from mindeye2_lite import surfaces, viz, viz_data
+
+    viz.use_style()
+    note = f"subject {report.subject}, {report.kind.partition(';')[0]}"
+    _save(viz_data.data_report(**report.figure(), note=note), out)
+    if raw is not None:
+        values, meshes, name = surfaces.of_report(raw, report)
+        figure = viz_data.surface_map(values, meshes, note=f"subject {report.subject}; {name}")
+        _save(figure, out.with_name(f"{out.stem}_surface{out.suffix}"))
+
+
+def _save(figure, out: Path) -> None:
+    from mindeye2_lite import paths
+
+    kind = out.suffix.removeprefix(".") or "png"
+    if kind not in (known := figure.canvas.get_supported_filetypes()):
+        raise ValueError(f"{out}: no figure can be written as .{kind}, choose from {sorted(known)}")
+    with paths.write_beside(out) as beside:
+        figure.savefig(beside, dpi=160, format=kind)
 
 
 def compare(options) -> None:

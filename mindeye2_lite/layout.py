@@ -16,6 +16,7 @@ The first six are the files of the MindEye2 release. V = voxels of nsdgeneral, i
 """
 
 import io
+import shutil
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from mindeye2_lite import paths
 from mindeye2_lite.tar_records import read_alike
 
 COLUMNS = (  # of a behavior record; -1 where NSD has no value
@@ -98,6 +100,57 @@ def entry(file: h5py.Group, name: str) -> h5py.Dataset | h5py.Group:
     if name not in file:
         raise ValueError(f"{file.file.filename} has no {name!r}, only {sorted(file)}")
     return file[name]
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def hdf5_beside(path: Path, keep: bool = False) -> Iterator[tuple[h5py.File, "Disk"]]:
+    """An HDF5 file to fill (`keep`: with what it has), renamed to `path` only if all went well.
+
+    OSError in one line where the disk is full, at the end or at a `disk.check()` before. HDF5
+    itself must not hear of it: a file that it could not close ends the process some time later.
+    """
+    path, old = Path(path), keep and Path(path).exists()
+    if old:
+        open_hdf5(path).close()
+    with paths.write_beside(path) as beside:
+        if old:
+            shutil.copyfile(path, beside)
+        with Disk(beside, "r+" if old else "w+") as disk:
+            with h5py.File(disk, "r+" if old else "w") as file:
+                yield file, disk
+            disk.check()
+
+
+class Disk(io.FileIO):
+    """A file that keeps its first error until it is asked for."""
+
+    error: OSError | None = None
+
+    def write(self, content) -> int:
+        rest = memoryview(content).cast("B")
+        try:
+            while rest and not self.error:  # one call may write a part
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return memoryview(content).nbytes
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+    def check(self) -> None:
+        if self.error:
+            raise self.error
+
+
+# -- records ---------------------------------------------------------------------------------------
 
 
 def read_records(path: Path) -> np.ndarray:

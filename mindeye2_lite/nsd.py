@@ -46,6 +46,8 @@ from mindeye2_lite.nsd_statistics import (
     noise_ceiling,
     reliability,
 )
+from mindeye2_lite.own_data import from_arrays
+from mindeye2_lite.own_files import from_files
 from mindeye2_lite.trial_access import (
     Images,
     Indices,
@@ -64,7 +66,7 @@ from mindeye2_lite.trial_access import (
 __all__ = [
     "Comparison", "EXPECTED_TRIALS", "Images", "NORMALIZE", "PUBLISHED", "Pair", "Pairs", "SPLITS",
     "Subject", "Trials", "behavior_summary", "by_region", "compare", "estimate_ncsnr",
-    "noise_ceiling", "prepare", "reliability", "session_drift",
+    "from_arrays", "from_files", "noise_ceiling", "prepare", "reliability", "session_drift",
 ]
 # fmt: on
 

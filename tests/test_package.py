@@ -28,22 +28,25 @@ config paths tar_records
 layout executors
 layout_writing
 ridge backbone low_level prior losses released
-retrieval metrics captions_metrics
-viz teaching
+retrieval metrics captions_metrics verdict
+viz viz_data teaching
 sprites painting backdrops scenes
 unclip_sampling unclip_names unclip_released
 nsd_sessions
 nsd_masks nsd_tables
 nsd_raw
 trial_access nsd_statistics nsd_match nsd_compare
-nsd encoders released_networks unclip captions converter_training refine sdxl
-voxel_model synthetic full_size
+glmsingle own_pictures own_split own_events own_checks
+own_data own_files
+inspection_files nsd encoders released_networks unclip captions converter_training refine sdxl
+inspection voxel_model cohort_forms synthetic stranger full_size
+surfaces
 model
 parts feed hardware
 loop train
 asset_table assets step_memory plan
 baselines
-pipeline stages stand_ins
+pipeline stages stand_ins replay
 experiments
 measuring ways_of_reading benchmarks
 training_miniatures
@@ -53,7 +56,7 @@ cli
 ROW = {name: row for row, line in enumerate(ROWS.split("\n")) for name in line.split()}
 MODEL = {"ridge", "backbone", "low_level", "prior", "losses", "released"}  # read and cited alone
 LARGE = {"diffusers", "transformers", "open_clip"}  # take seconds to import
-FOR_NOTEBOOKS = {"viz", "teaching"}
+FOR_NOTEBOOKS = {"viz", "viz_data", "teaching"}
 
 MODULES = sorted(path for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
@@ -112,10 +115,10 @@ def test_large_libraries_are_imported_when_they_are_needed(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_figures_and_exercises_are_for_notebooks(path):
-    if path.stem != "cli":  # its `picture` command draws the README's figure
+    if path.stem not in {"cli", "viz_data"}:  # `picture` and `inspect` draw; one palette for all
         assert siblings(path) & FOR_NOTEBOOKS == set()
     if path.stem in FOR_NOTEBOOKS:
-        assert siblings(path) == set()
+        assert siblings(path) == ({"viz"} if path.stem == "viz_data" else set())
 
 
 @pytest.mark.parametrize("name", sorted(MODEL))

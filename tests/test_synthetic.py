@@ -272,6 +272,15 @@ def test_a_cohort_of_other_scenes_is_made_anew(cache, monkeypatch):
     assert len(calls) == 2 and not (root / "leftover").exists()
 
 
+def test_a_cohort_prepared_before_voxels_had_places_is_made_anew(cache, monkeypatch):
+    _, calls = cache
+    root = synthetic.open_cohort(progress=False)
+    for name in ("voxels.hdf5", "stimuli.csv"):
+        (root / name).unlink()
+    synthetic.open_cohort(progress=False)
+    assert len(calls) == 2 and (root / "voxels.hdf5").exists() and (root / "stimuli.csv").exists()
+
+
 def test_a_failed_writing_leaves_nothing_behind(cache, monkeypatch):
     folder, _ = cache
 
