@@ -46,6 +46,7 @@ def parser() -> Parser:
     _add_compare(commands)
     _add_miniatures(commands)
     _add_results(commands)
+    _add_bench(commands)
     _add_fetch(commands)
     _add_plan(commands)
     _add_train(commands)
@@ -149,6 +150,19 @@ def _add_results(commands) -> None:
     sub.add_argument("--jobs", type=int, default=1, help="seeds side by side")
     sub.add_argument("--pictures", action="store_true", help="also the eight scores of pictures")
     sub.set_defaults(command=results)
+
+
+def _add_bench(commands) -> None:
+    text = "how fast and how small reading is at NSD's size; without NAME, list what there is"
+    sub = commands.add_parser("bench", help=text)
+    sub.add_argument("name", nargs="?", help="prepare or reading")
+    sub.add_argument("--sessions", type=int, default=40)
+    sub.add_argument("--trials", type=int, default=750, help="of a session")
+    sub.add_argument("--voxels", type=int, default=15724)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--folder", type=Path, help="with up to 8 GB free; default the cache")
+    sub.add_argument("--keep", action="store_true", help="do not delete what was written")
+    sub.set_defaults(command=bench)
 
 
 def _add_fetch(commands) -> None:
@@ -403,6 +417,29 @@ def results(options) -> None:
         raise ValueError(f"results {options.name} cannot do that: {error}") from error
     content = experiment(config, **how)
     print(experiments.write(options.name, content))
+
+
+def bench(options) -> None:
+    """Print what was measured; at full size also keep it in results/."""
+    from mindeye2_lite import benchmarks
+
+    if options.name is None:
+        for name, benchmark in benchmarks.BENCHMARKS.items():
+            print(f"{name:8s} {benchmark.__doc__.partition('.')[0]}")
+        return
+    for name in ("sessions", "trials", "voxels"):
+        if (value := getattr(options, name)) < (2 if name == "sessions" else 1):
+            raise ValueError(
+                f"--{name} must be {2 if name == 'sessions' else 1} or more, got {value}"
+            )
+    size = benchmarks.Size(options.sessions, options.trials, options.voxels)
+    how = {"seed": options.seed, "keep": options.keep}
+    content = benchmarks.run(options.name, options.folder, size, **how)
+    print(benchmarks.table(content))
+    if size == benchmarks.Size():
+        from mindeye2_lite import experiments
+
+        print(experiments.write(f"bench_{options.name}", content))
 
 
 def fetch(options) -> None:

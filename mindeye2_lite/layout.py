@@ -27,6 +27,7 @@ import h5py
 import numpy as np
 
 from mindeye2_lite import paths
+from mindeye2_lite.tar_records import read_alike
 
 COLUMNS = (  # of a behavior record; -1 where NSD has no value
     *("image_id", "SUBJECT", "SESSION", "RUN", "TRIAL", "global_trial", "TIME", "ISOLD"),
@@ -34,6 +35,7 @@ COLUMNS = (  # of a behavior record; -1 where NSD has no value
     *("BUTTON", "shared"),
 )
 IMAGE, SESSION, GLOBAL_TRIAL, SHARED = 0, 2, 5, 16
+BEHAVIOR = ".behav.npy"  # how a record is named in a tar
 
 
 def betas_name(subject: int) -> str:
@@ -161,6 +163,13 @@ class Disk(io.FileIO):
 
 def read_records(path: Path) -> np.ndarray:
     """The `behav` records of a tar, (trials, 17) float64. No member is ever written to disk."""
+    with reading(path):
+        content = np.fromfile(there(path), np.uint8)
+    rows = read_alike(content, BEHAVIOR, len(COLUMNS))
+    return _one_by_one(path) if rows is None else rows
+
+
+def _one_by_one(path: Path) -> np.ndarray:
     try:
         with there(path).open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             members = (m for m in tar if m.name.endswith(".behav.npy"))

@@ -24,7 +24,7 @@ REPOSITORY = PROJECT["project"]["urls"]["Repository"]
 
 # A module may import modules of its own row and of those above.
 ROWS = """
-config paths
+config paths tar_records
 layout executors
 layout_writing
 ridge backbone low_level prior losses released
@@ -39,7 +39,7 @@ trial_access nsd_statistics nsd_match nsd_compare
 glmsingle own_pictures own_split own_events own_checks
 own_data own_files
 inspection_files nsd encoders released_networks unclip captions converter_training refine sdxl
-inspection voxel_model cohort_forms synthetic stranger
+inspection voxel_model cohort_forms synthetic stranger full_size
 surfaces
 model
 parts feed hardware
@@ -48,6 +48,7 @@ asset_table assets step_memory plan
 baselines
 pipeline stages stand_ins replay
 experiments
+measuring ways_of_reading benchmarks
 training_miniatures
 book doctor
 cli
