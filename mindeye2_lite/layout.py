@@ -172,8 +172,8 @@ def read_records(path: Path) -> np.ndarray:
 def _one_by_one(path: Path) -> np.ndarray:
     try:
         with there(path).open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            members = (m for m in tar if m.name.endswith(".behav.npy"))
-            rows = [_record(path, m, _content(path, tar, m)) for m in members]
+            members = (m for m in tar if m.isfile() and m.name.endswith(".behav.npy"))
+            rows = [_record(path, m, tar.extractfile(m).read()) for m in members]
             file.seek(tar.offset)  # tarfile takes a damaged header for the end
             rest = file.read()
             if not rest or rest.strip(b"\0"):
@@ -184,12 +184,6 @@ def _one_by_one(path: Path) -> np.ndarray:
         why = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is cut short or not a tar file ({why})") from error
     return np.concatenate(rows) if rows else np.empty((0, len(COLUMNS)))
-
-
-def _content(path: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    if not member.isfile():
-        raise ValueError(f"{path}: {member.name} is a link or a folder, expected a record")
-    return tar.extractfile(member).read()
 
 
 def _record(path: Path, member: tarfile.TarInfo, content: bytes) -> np.ndarray:

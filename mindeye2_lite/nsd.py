@@ -315,8 +315,8 @@ class Subject:
                 shape, kind = getattr(found, "shape", "a group"), getattr(found, "dtype", None)
                 if shape != (self.sessions, self.num_voxels) or kind.kind not in "iuf":
                     raise ValueError(
-                        f"{self._betas_file} has {name} of shape {shape} ({kind}), expected "
-                        f"{(self.sessions, self.num_voxels)}: it is not of these records"
+                        f"{self._betas_file} has {name} of shape {shape}, expected "
+                        f"{(self.sessions, self.num_voxels)} numbers: it is not of these records"
                     )
             return tuple(file[name][:] for name in names)
 
