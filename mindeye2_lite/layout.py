@@ -90,10 +90,10 @@ def reading(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} is damaged: it cannot be read ({why})") from error
 
 
-def entry(file: h5py.File, name: str) -> h5py.Dataset | h5py.Group:
-    """What the file has under that name; ValueError in one line lists what it has instead."""
+def entry(file: h5py.Group, name: str) -> h5py.Dataset | h5py.Group:
+    """What a file or group has under that name; ValueError in one line lists what else it has."""
     if name not in file:
-        raise ValueError(f"{file.filename} has no {name!r}, only {sorted(file)}")
+        raise ValueError(f"{file.file.filename} has no {name!r}, only {sorted(file)}")
     return file[name]
 
 

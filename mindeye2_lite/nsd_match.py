@@ -114,19 +114,20 @@ class Match:
 def find_match(a: Build, b: Build) -> Match:
     """The order of trials and voxels under which two builds agree best."""
     spans = _enough(a, min(len(a.betas), len(b.betas)))
-    first, second = (np.concatenate([*_standard_sessions(x, spans)]) for x in (a, b))
+    first, second = ([*_standard_sessions(x, spans)] for x in (a, b))
     trials = np.where(np.arange(len(a.betas)) < len(b.betas), np.arange(len(a.betas)), -1)
     tried = []
     for name, order in _known_orders(a, b):
-        score = _middle((first * second[:, order]).mean(0))
+        scores = [_middle((x * y[:, order]).mean(0)) for x, y in zip(first, second, strict=True)]
+        score = float(np.median(scores))  # one strange session is not another order
         tried.append(Match(trials, order, "same", name, score))
         if score >= SAME:
             return tried[-1]
     for match in list(tried):
-        tried.append(_match_trials(a, b, match))
+        tried.append(match_trials(a, b, match))
         if tried[-1].score >= SAME:
             return tried[-1]
-    tried.append(_match_voxels(first, second, trials))
+    tried.append(_match_voxels(np.concatenate(first), np.concatenate(second), trials))
     best = max(tried, key=lambda match: match.score)
     if best.found:
         return best
@@ -172,7 +173,7 @@ def _known_orders(a: Build, b: Build) -> Iterator[tuple[str, np.ndarray]]:
         yield "fortran", there
 
 
-def _match_trials(a: Build, b: Build, match: Match) -> Match:
+def match_trials(a: Build, b: Build, match: Match) -> Match:
     """Compare patterns over some voxels: which of our trials looks like theirs?"""
     columns = np.unique(np.linspace(0, a.voxels - 1, COLUMNS_READ).astype(int))
     spans = a.sessions if len(a.betas) == len(b.betas) else b.sessions

@@ -27,9 +27,10 @@ from mindeye2_lite import __version__, encoders, paths
 from mindeye2_lite.backbone import Output
 from mindeye2_lite.config import Config
 from mindeye2_lite.hardware import Hardware, accelerator
+from mindeye2_lite.layout import betas_name
 from mindeye2_lite.loop import Feed, Plan, Trainer
 from mindeye2_lite.model import MindEye2
-from mindeye2_lite.nsd import Subject, Trials, betas_name
+from mindeye2_lite.nsd import Subject, Trials
 from mindeye2_lite.retrieval import Retrieval, retrieval
 
 HELD_OUT = 30  # shared images that the progress bar's retrieval looks at

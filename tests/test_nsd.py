@@ -1,6 +1,7 @@
 """Preparation changes files, not data; what is held out stays unknown; bad input says so."""
 
 import shutil
+import tarfile
 from functools import cached_property
 
 import h5py
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, Subset
 
-from mindeye2_lite import encoders, layout, layout_writing, nsd, synthetic
-from mindeye2_lite.config import Config
+from mindeye2_lite import encoders, layout, layout_writing, nsd, synthetic, trial_access
+from mindeye2_lite.config import NORMALIZE, Config
 from mindeye2_lite.nsd import Images, Subject, Trials, prepare
 
 FOLDER = "func1pt8mm/betas_fithrf_GLMdenoise_RR"
@@ -449,7 +451,7 @@ def test_a_session_that_does_not_exist_names_those_that_do(subject):
 
 
 def test_wrong_words_are_named(subject):
-    with pytest.raises(ValueError, match="normalize 'mine' is unknown: choose sessions or all"):
+    with pytest.raises(ValueError, match="'mine' is unknown: choose sessions, pooled, all, glob"):
         subject.train(normalize="mine")
     with pytest.raises(ValueError, match="split 'mine' is unknown"):
         subject.test(split="mine")
@@ -515,3 +517,437 @@ def test_released_files_are_read_without_our_additions(prepared):
         subject.test(1)
     with pytest.raises(ValueError, match="has no 'ncsnr'"):
         _ = subject.ncsnr
+
+
+# -- who scales a trial ----------------------------------------------------------------------------
+
+
+def raw_of(tree, behavior):
+    """Percent signal change of these trials, from the raw files."""
+    rows = behavior[:, layout.GLOBAL_TRIAL].long().numpy()
+    return np.concatenate([tree.betas(n) for n in (1, 2, 3, 4)])[rows] / 300
+
+
+def by(known, raw):
+    return torch.from_numpy((raw - known.mean(0)) / known.std(0)).float()
+
+
+def test_each_normalization_is_what_its_name_says(tree, subject):
+    train, everything = subject.train(2), subject.train()
+    whole = raw_of(tree, everything.behavior)
+    session = everything.session.numpy()
+    raw = raw_of(tree, train.behavior)
+    one = train.session.numpy() == 1
+    whole_session = tree.betas(1) / 300
+    expected = {
+        "pooled": by(whole[session <= 2], raw),
+        "global": by(whole, raw),
+        "all": by(whole[session == 1], raw),
+        "sessions": by(whole[session == 1], raw),
+        "notebook": by(whole_session, raw),
+    }
+    assert set(expected) == set(nsd.NORMALIZE) == set(NORMALIZE)
+    for name, values in expected.items():
+        here = one if name in ("all", "sessions", "notebook") else slice(None)
+        voxels = subject.train(2, normalize=name).voxels
+        torch.testing.assert_close(voxels[here], values[here], atol=1e-3, rtol=1e-3)
+
+
+def test_test_trials_are_scaled_as_training_trials_are(tree, subject):
+    known = raw_of(tree, subject.train(2).behavior)
+    test = subject.test(2, normalize="pooled")
+    expected = by(known, raw_of(tree, test.behavior))
+    torch.testing.assert_close(test.voxels, expected, atol=1e-3, rtol=1e-3)
+    alike = subject.test(1, normalize="global").voxels, subject.test(4, normalize="pooled").voxels
+    assert torch.equal(*alike), "all sessions together, whichever are in use"
+
+
+def test_the_default_changes_no_number_of_the_file(subject, root):
+    with h5py.File(root / "betas_all_subj01_fp32_renorm.hdf5") as file:
+        scaled = torch.from_numpy(file["betas"][:])
+    for trials in (subject.train(), subject.train(2), subject.train(2, "all"), subject.test()):
+        assert torch.equal(trials.voxels, scaled[trials.behavior[:, layout.GLOBAL_TRIAL].long()])
+
+
+def test_a_session_alone_is_pooled_to_what_it_was(subject):
+    torch.testing.assert_close(
+        subject.train(1, normalize="pooled").voxels, subject.train(1).voxels, atol=1e-5, rtol=1e-4
+    )
+
+
+def test_files_without_statistics_name_what_works(prepared):
+    path = prepared / "betas_all_subj01_fp32_renorm.hdf5"
+    with h5py.File(path, "a") as file:
+        del file["session_mean_with_test"], file["session_std_with_test"]
+    subject = Subject(prepared, 1)
+    assert len(subject.train(normalize="global")) == len(subject.train(normalize="all"))
+    with pytest.raises(ValueError, match='no session_mean_with_test.*normalize="all"[^\n]*$'):
+        subject.train(normalize="notebook")
+    with h5py.File(path, "a") as file:
+        del file["session_mean"]
+    for name in ("pooled", "global", "notebook"):
+        with pytest.raises(ValueError, match='no session_mean.*normalize="all"[^\n]*$'):
+            Subject(prepared, 1).train(normalize=name)
+
+
+def test_statistics_of_other_sessions_are_refused(prepared):
+    with h5py.File(prepared / "betas_all_subj01_fp32_renorm.hdf5", "a") as file:
+        mean = file["session_mean"][:]
+        del file["session_mean"]
+        file["session_mean"] = mean[:3]
+    with pytest.raises(ValueError, match=r"session_mean of shape \(3, 983\), expected \(4, 983\)"):
+        Subject(prepared, 1).test(1)
+
+
+# -- splits by name --------------------------------------------------------------------------------
+
+
+def test_splits_have_the_names_that_papers_use(subject):
+    for one, other in (("new_test", "shared1000"), ("test", "shared982")):
+        assert torch.equal(subject.test(split=one).behavior, subject.test(split=other).behavior)
+    assert set(nsd.SPLITS) == {"train", "new_test", "test", "shared1000", "shared982"}
+    for split in nsd.SPLITS:
+        assert len(subject.records(split)) == len(nsd.Pairs(subject, split=split, images=False))
+    with pytest.raises(
+        ValueError, match="'train' is unknown: choose new_test, shared1000, test or"
+    ):
+        subject.test(split="train")
+    with pytest.raises(ValueError, match="'mine' is unknown: choose train, new_test"):
+        subject.records("mine")
+
+
+def test_the_published_counts_agree_with_each_other():
+    voxels = [n["voxels"] for n in nsd.EXPECTED_TRIALS.values()]
+    sessions = [n["sessions"] for n in nsd.EXPECTED_TRIALS.values()]
+    published = {what: values for what, values, _ in nsd.PUBLISHED}
+    assert tuple(voxels) == published["voxels of nsdgeneral, subjects 1 to 8"]
+    assert tuple(sessions) == published["sessions, subjects 1 to 8"]
+    for counts in nsd.EXPECTED_TRIALS.values():
+        assert counts["test"] < counts["new_test"] <= 3000
+        assert (counts["new_test"] == 3000) == (counts["sessions"] == 40)
+
+
+# -- single trials ---------------------------------------------------------------------------------
+
+
+def test_single_trials_are_read_in_any_order_and_several_times(subject, root):
+    with h5py.File(root / "betas_all_subj01_fp32_renorm.hdf5") as file:
+        betas = file["betas"][:]
+    for rows in ([299, 0, 5, 6, 7, 5], torch.tensor([3]), np.array([], int), range(40, 60), 12):
+        voxels = subject.voxels(rows)
+        assert voxels.dtype == np.float32
+        np.testing.assert_array_equal(voxels, betas[np.atleast_1d(np.asarray(rows))])
+
+
+@pytest.mark.parametrize("rows", [[0, 300], [-1], [5, -2, 7]])
+def test_trials_that_are_not_there_are_named(subject, rows):
+    wrong = next(row for row in rows if not 0 <= row < 300)
+    with pytest.raises(ValueError, match=rf"has trials 0 to 299; asked for {wrong}$"):
+        subject.voxels(rows)
+    with pytest.raises(ValueError, match="by a list of whole numbers"):
+        subject.voxels([0.5])
+
+
+FORMS = {
+    "compressed": {"chunks": (7, 100), "compression": "gzip"},
+    "chunked": {"chunks": (1, 983)},
+    "a chunk per voxel": {"chunks": (300, 1)},
+    "big-endian": {"dtype": ">f4"},
+    "float16": {"dtype": np.float16},
+    "behind something else": {"userblock": 512},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_betas_may_lie_in_the_file_in_any_form(form, root, tmp_path):
+    with h5py.File(root / "betas_all_subj01_fp32_renorm.hdf5") as file:
+        betas = file["betas"][:]
+    how = dict(FORMS[form])
+    path = tmp_path / "betas.hdf5"
+    with h5py.File(path, "w", userblock_size=how.pop("userblock", 0)) as file:
+        file["something"] = np.arange(100)
+        file.create_dataset("betas", data=betas, **how)
+    rows = trial_access.Rows(path, "betas")
+    if form in ("big-endian", "float16", "behind something else"):
+        assert rows._offset is not None, "read straight from its place"
+    wanted = [299, 3, 3, 150, 151, 0]
+    expected = betas[wanted].astype(how.get("dtype", np.float32)).astype(np.float32)
+    np.testing.assert_array_equal(trial_access.floats(rows.read(wanted)).numpy(), expected)
+
+
+def test_a_whole_person_in_compressed_files_is_the_same(prepared, subject):
+    path = prepared / "betas_all_subj01_fp32_renorm.hdf5"
+    with h5py.File(path, "a") as file:
+        betas = file["betas"][:]
+        del file["betas"]
+        file.create_dataset("betas", data=betas, chunks=(50, 983), compression="gzip")
+    assert torch.equal(Subject(prepared, 1).train().voxels, subject.train().voxels)
+
+
+def test_what_is_no_table_of_numbers_is_refused(tmp_path):
+    with h5py.File(tmp_path / "betas.hdf5", "w") as file:
+        file["words"] = ["a", "b"]
+        file.create_group("betas")
+        file["images"] = np.zeros(0, h5py.string_dtype())
+    for name in ("words", "betas", "images"):
+        with pytest.raises(ValueError, match=rf"betas.hdf5: {name} is no table of numbers$"):
+            trial_access.Rows(tmp_path / "betas.hdf5", name)
+    with pytest.raises(ValueError, match="has no 'none', only"):
+        trial_access.Rows(tmp_path / "betas.hdf5", "none")
+
+
+def test_a_file_that_changes_while_it_is_read_says_so(prepared):
+    subject = Subject(prepared, 1)
+    edit_betas(prepared, lambda betas: betas + 1)
+    with pytest.raises(ValueError, match=r"renorm.hdf5 has changed since it was opened[^\n]*$"):
+        subject.voxels([0])
+
+
+def test_betas_that_are_no_numbers_are_refused_with_their_session(prepared):
+    def spoil(betas):
+        betas[80, 5] = np.nan
+        return betas
+
+    edit_betas(prepared, spoil)
+    subject = Subject(prepared, 1)
+    assert len(subject.train(1))
+    with pytest.raises(ValueError, match="has betas in session 2 that are no finite numbers"):
+        subject.train(2), subject.test()
+
+
+@pytest.fixture
+def pairs(subject):
+    return nsd.Pairs(subject)
+
+
+def test_a_pair_is_a_trial_and_its_picture(pairs, subject):
+    train = subject.train()
+    assert len(pairs) == len(train)
+    pair = pairs[17]
+    assert torch.equal(pair.voxels, train.voxels[17])
+    assert torch.equal(pair.image, subject.images[train.image_id[17]][0])
+    assert (pair.image_id, pair.session) == (train.image_id[17], train.session[17])
+    assert (pair.repeat, pair.trial) == (train.repeat[17], train.behavior[17, layout.GLOBAL_TRIAL])
+    assert torch.equal(pairs[-1].voxels, train.voxels[-1])
+    assert len(list(nsd.Pairs(subject, 1, images=False))) == len(subject.train(1))
+
+
+def test_several_pairs_come_in_the_order_asked_for(pairs, subject):
+    wanted = [5, 2, 5, 200]
+    batch, one_by_one = pairs[wanted], [pairs[i] for i in wanted]
+    for got in (pairs.__getitems__(wanted), one_by_one):
+        assert torch.equal(torch.stack([p.voxels for p in got]), batch.voxels)
+        assert torch.equal(torch.stack([p.image for p in got]), batch.image)
+        assert [p.image_id for p in got] == batch.image_id.tolist()
+    assert torch.equal(batch.voxels, subject.train().voxels[wanted])
+
+
+def test_pairs_are_scaled_like_the_split(subject):
+    for normalize in nsd.NORMALIZE:
+        test = subject.test(1, normalize=normalize)
+        pairs = nsd.Pairs(subject, 1, "new_test", normalize, images=False)
+        assert torch.equal(pairs[range(len(pairs))].voxels, test.voxels), normalize
+
+
+def test_a_pair_that_is_not_there_is_named(pairs):
+    last = len(pairs) - 1
+    for wrong in (last + 1, [0, -last - 2]):
+        with pytest.raises(IndexError, match=rf"pairs 0 to {last}; asked for"):
+            pairs[wrong]
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_data_loaders_of_several_processes_see_the_same_pairs(start, pairs):
+    pairs[0]  # opened before the processes start
+    how = {"num_workers": 2, "multiprocessing_context": start}
+    sampler = BatchSampler(SequentialSampler(range(48)), 24, drop_last=False)
+    loaders = (
+        DataLoader(Subset(pairs, range(48)), 24, **how),
+        DataLoader(pairs, sampler=sampler, batch_size=None, **how),
+    )
+    for loader in loaders[: 1 if start == "spawn" else 2]:
+        batches = list(loader)
+        assert [len(batch.voxels) for batch in batches] == [24, 24]
+        assert torch.equal(torch.cat([b.voxels for b in batches]), pairs[range(48)].voxels)
+        assert torch.equal(torch.cat([b.image for b in batches]), pairs[range(48)].image)
+
+
+def test_no_more_than_the_trials_asked_for_is_read(subject, monkeypatch):
+    read = []
+    monkeypatch.setattr(trial_access, "_fill", lambda file, buffer: read.append(buffer.nbytes))
+    subject.voxels([7, 100, 200])
+    assert read == [983 * 4] * 3
+
+
+def test_released_files_serve_pairs(prepared):
+    with h5py.File(prepared / "betas_all_subj01_fp32_renorm.hdf5", "a") as file:
+        for name in set(file) - {"betas"}:
+            del file[name]
+    subject = Subject(prepared, 1)
+    assert nsd.Pairs(subject)[3].image.shape == (3, 64, 64)
+    assert len(nsd.Pairs(subject, 1, split="new_test", normalize="all"))
+    with pytest.raises(ValueError, match="no session_mean"):
+        nsd.Pairs(subject, 1, split="new_test")
+
+
+# -- what only our files have ----------------------------------------------------------------------
+
+
+def test_places_labels_and_stimuli_are_read(prepared):
+    position = np.arange(983 * 3).reshape(983, 3)
+    with h5py.File(prepared / "voxels.hdf5", "w") as file:
+        file["subj01/position"] = position
+        file["subj01/labels/streams"] = np.ones(983, np.int16)
+        file["subj01"].attrs["shape"] = (22, 20, 16)
+        file["subj01"].attrs["affine"] = np.eye(4)
+    (prepared / "stimuli.csv").write_text("image_id,coco_id\n0,17\n1,19\n")
+    subject = Subject(prepared, 1)
+    np.testing.assert_array_equal(subject.position, position)
+    shape, affine = subject.volume
+    assert shape == (22, 20, 16) and (affine == np.eye(4)).all()
+    assert list(subject.labels) == ["streams"] and subject.labels["streams"].shape == (983,)
+    assert subject.stimuli.coco_id.tolist() == [17, 19]
+
+
+def test_released_files_say_what_they_do_not_have(prepared):
+    for name in ("voxels.hdf5", "stimuli.csv"):
+        (prepared / name).unlink(missing_ok=True)
+    subject = Subject(prepared, 1)
+    for what in ("position", "volume", "labels", "stimuli"):
+        with pytest.raises(FileNotFoundError, match=r"is missing: released files .* nsd.prepare"):
+            getattr(subject, what)
+
+
+def test_places_of_another_mask_and_spoiled_tables_are_refused(prepared):
+    (prepared / "voxels.hdf5").unlink(missing_ok=True)
+    with h5py.File(prepared / "voxels.hdf5", "w") as file:
+        file["subj01/position"] = np.zeros((900, 3))
+    (prepared / "stimuli.csv").write_text("coco_id\n17\n")
+    subject = Subject(prepared, 1)
+    with pytest.raises(ValueError, match=r"\(900, 3\).*983 voxels: they are of different masks"):
+        _ = subject.position
+    with pytest.raises(ValueError, match="does not say its shape"):
+        _ = subject.volume
+    with pytest.raises(ValueError, match="no column 'image_id'"):
+        _ = subject.stimuli
+    (prepared / "stimuli.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"stimuli.csv is no table[^\n]*$"):
+        _ = subject.stimuli
+
+
+def test_anyone_may_have_any_number_and_a_single_session(tmp_path):
+    rng = np.random.default_rng(0)
+    table = np.full((20, 17), -1.0)
+    table[:, layout.IMAGE], table[:, layout.GLOBAL_TRIAL] = np.arange(20) // 2, np.arange(20)
+    table[:, layout.SESSION], table[:, layout.SHARED] = 1, np.arange(20) >= 16
+    betas = rng.normal(0, 1, (20, 30)).astype(np.float32)
+    layout_writing.write_person(tmp_path, layout_writing.Person(42, table, {1: betas}.get))
+    regions = {"subj42": {"nsd_general": np.ones(30, bool)}}
+    layout_writing.update_hdf5(tmp_path / "brain_region_masks.hdf5", regions)
+    subject = Subject(tmp_path, 42)
+    assert (len(subject.train()), len(subject.test())) == (16, 4)
+    assert subject.test(split="shared982").image_ids.tolist() == [8, 9]
+    with pytest.raises(ValueError, match="has no 'ncsnr'.*nsd.estimate_ncsnr"):
+        _ = subject.ncsnr
+
+
+# -- records that cannot be ------------------------------------------------------------------------
+
+
+def rewrite(path, change):
+    """The same records, changed, as a tar that holds nothing else."""
+    table = change(layout.read_records(path))
+    with tarfile.open(path, "w") as tar:
+        for number, row in enumerate(table):
+            layout_writing._add(tar, f"sample{number:09d}.behav.npy", row[None])
+
+
+def with_value(row, column, value):
+    def change(table):
+        table[row, column] = value
+        return table
+
+    return change
+
+
+TRAIN, TEST = "wds/subj01/train", "wds/subj01/new_test/0.tar"
+
+
+@pytest.mark.parametrize(
+    ("tar", "row", "column", "value", "match"),
+    [
+        (f"{TRAIN}/3.tar", 4, layout.GLOBAL_TRIAL, 300, "cut short: expected at least 301 trials"),
+        (f"{TRAIN}/0.tar", 4, layout.GLOBAL_TRIAL, -1, "0.tar has global trial -1: expected a"),
+        (f"{TRAIN}/0.tar", 4, layout.IMAGE, np.nan, "0.tar has image index nan: expected a whole"),
+        (TEST, 2, layout.SESSION, 1.5, "0.tar has session 1.5: expected a whole number"),
+        (TEST, 2, layout.SESSION, 9, "records of session 9, expected session 1 to 4"),
+        (f"{TRAIN}/3.tar", 4, layout.SESSION, 2, "records of session 2, expected session 4: tars"),
+    ],
+)
+def test_records_that_cannot_be_are_refused(prepared, tar, row, column, value, match):
+    rewrite(prepared / tar, with_value(row, column, value))
+    with pytest.raises(ValueError, match=match) as caught:
+        Subject(prepared, 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_trials_named_twice_are_refused(prepared):
+    def double(table):
+        table[1, layout.GLOBAL_TRIAL] = table[0, layout.GLOBAL_TRIAL]
+        return table
+
+    rewrite(prepared / TRAIN / "3.tar", double)
+    with pytest.raises(ValueError, match=r"3.tar has global trial \d+ more than once"):
+        Subject(prepared, 1)
+
+
+def test_a_trial_in_training_and_test_is_refused(prepared):
+    trial = layout.read_records(prepared / TEST)[0, layout.GLOBAL_TRIAL]
+    rewrite(prepared / TRAIN / "0.tar", with_value(0, layout.GLOBAL_TRIAL, trial))
+    with pytest.raises(ValueError, match=rf"global trial {trial:.0f} in two tars"):
+        Subject(prepared, 1).train(1)
+
+
+def test_a_test_image_in_training_is_refused(prepared):
+    image = layout.read_records(prepared / TEST)[0, layout.IMAGE]
+    rewrite(prepared / TRAIN / "1.tar", with_value(3, layout.IMAGE, image))
+    with pytest.raises(ValueError, match=rf"1.tar trains on image {image:.0f}, which is in new_t"):
+        Subject(prepared, 1).train()
+
+
+def test_exchanged_tars_are_refused(prepared):
+    folder = prepared / TRAIN
+    (folder / "1.tar").rename(folder / "x")
+    (folder / "2.tar").rename(folder / "1.tar")
+    (folder / "x").rename(folder / "2.tar")
+    with pytest.raises(ValueError, match=r"1.tar has records of session 3, expected session 2"):
+        Subject(prepared, 1).train()
+
+
+def test_sessions_out_of_order_are_refused(prepared):
+    def later(table):
+        table[:, layout.GLOBAL_TRIAL] += 150
+        return table
+
+    def earlier(table):
+        table[:, layout.GLOBAL_TRIAL] -= 150
+        return table
+
+    rewrite(prepared / TRAIN / "0.tar", later)
+    rewrite(prepared / TRAIN / "2.tar", earlier)
+    with pytest.raises(ValueError, match="sessions are out of order|in two tars"):
+        Subject(prepared, 1).train()
+
+
+def test_members_that_climb_out_of_the_folder_are_never_written(prepared):
+    path = prepared / TRAIN / "0.tar"
+    table = layout.read_records(path)
+    with tarfile.open(path, "w") as tar:
+        for number, row in enumerate(table):
+            layout_writing._add(tar, f"../../climbed{number}.behav.npy", row[None])
+        link = tarfile.TarInfo("../../link.behav.npy")
+        link.type, link.linkname = tarfile.SYMTYPE, "../../../outside"
+        tar.addfile(link)
+    before = sorted(p.name for p in prepared.parent.rglob("*"))
+    assert len(Subject(prepared, 1).train(1)) == len(table)
+    assert sorted(p.name for p in prepared.parent.rglob("*")) == before

@@ -11,10 +11,11 @@ from accelerate import Accelerator
 
 from mindeye2_lite import loop, paths, train
 from mindeye2_lite.config import Config
+from mindeye2_lite.layout import betas_name
 from mindeye2_lite.loop import Feed, Plan, parameter_groups
 from mindeye2_lite.losses import soft_clip_temperatures
 from mindeye2_lite.model import MindEye2
-from mindeye2_lite.nsd import Subject, Trials, betas_name
+from mindeye2_lite.nsd import Subject, Trials
 
 TINY = replace(
     Config.lite(),
