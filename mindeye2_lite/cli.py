@@ -46,6 +46,7 @@ def parser() -> Parser:
     _add_compare(commands)
     _add_miniatures(commands)
     _add_results(commands)
+    _add_bench(commands)
     _add_fetch(commands)
     _add_plan(commands)
     _add_train(commands)
@@ -78,13 +79,35 @@ def _add_run(commands) -> None:
 
 
 def _add_prepare(commands) -> None:
-    text = "raw NSD to the training layout; without RAW, make the synthetic cohort"
-    sub = commands.add_parser("prepare", help=text)
-    sub.add_argument("raw", type=Path, nargs="?", help="folder of the NSD download")
-    sub.add_argument("out", type=Path, nargs="?", help="folder to write")
-    sub.add_argument(
-        "--subjects", type=int, nargs="+", help="some of 1 to 8; default all there are"
+    text = "raw NSD, or your own betas, to the training layout; alone: make the synthetic cohort"
+    sub = commands.add_parser(
+        "prepare",
+        help=text,
+        usage="%(prog)s [RAW OUT | --betas FILE --events TSV --images FOLDER OUT] [options]",
     )
+    add, own = sub.add_argument, sub.add_argument_group("your own data").add_argument
+    add("raw", metavar="RAW", nargs="?", help="folder of the NSD download")
+    add("out", metavar="OUT", nargs="?", help="folder to write")
+    text = "a NIfTI; of NSD also nsdgeneral or a region, and again for another"
+    add("--mask", action="append", help=text)
+    add("--image-size", type=int, help="pixels; default 224")
+    add("--executor", help="serial, local, local:N or dask://HOST:PORT; default local")
+    nsd = sub.add_argument_group("NSD").add_argument
+    nsd("--subjects", type=int, nargs="+", help="some of 1 to 8; default all there are")
+    nsd("--betas-version", choices=["b1", "b2", "b3"], help="NSD's preparation; default b3")
+    nsd("--space", choices=["func1pt8mm", "func1mm"], help="default func1pt8mm")
+    own("--betas", nargs="+", metavar="FILE", help=".npy, .h5, .mat, .nii.gz; one or one a session")
+    own("--events", nargs="+", metavar="TSV", help="onset, stim_file or trial_type, session, run")
+    own("--images", metavar="FOLDER", help="the pictures")
+    own("--subject", type=int, help="number of the person; default 1")
+    text = "a share of the pictures, or a test picture, and again for another; default proposed"
+    own("--test", action="append", metavar="SHARE", help=text)
+    own("--captions", metavar="JSON", help="picture -> sentences")
+    own("--image-column", metavar="NAME", help="of the events; default stim_file, trial_type")
+    text = "events that have no betas, such as n/a, and again for others"
+    own("--ignore", action="append", metavar="NAME", help=text)
+    own("--sessions-from", choices=["events", "files"], help="default the events if they say")
+    own("--seed", type=int, help="of the proposed test pictures; default 0")
     sub.set_defaults(command=prepare)
 
 
@@ -127,6 +150,19 @@ def _add_results(commands) -> None:
     sub.add_argument("--jobs", type=int, default=1, help="seeds side by side")
     sub.add_argument("--pictures", action="store_true", help="also the eight scores of pictures")
     sub.set_defaults(command=results)
+
+
+def _add_bench(commands) -> None:
+    text = "how fast and how small reading is at NSD's size; without NAME, list what there is"
+    sub = commands.add_parser("bench", help=text)
+    sub.add_argument("name", nargs="?", help="prepare or reading")
+    sub.add_argument("--sessions", type=int, default=40)
+    sub.add_argument("--trials", type=int, default=750, help="of a session")
+    sub.add_argument("--voxels", type=int, default=15724)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--folder", type=Path, help="with up to 8 GB free; default the cache")
+    sub.add_argument("--keep", action="store_true", help="do not delete what was written")
+    sub.set_defaults(command=bench)
 
 
 def _add_fetch(commands) -> None:
@@ -213,19 +249,80 @@ def run(options) -> None:
     print(out)
 
 
+FOR_BOTH = ("mask", "image_size", "executor")
+FOR_NSD = ("subjects", "betas_version", "space")
+FOR_OWN = ("betas", "events", "images", "subject", "test", "captions", "image_column", "ignore")
+FOR_OWN += ("sessions_from", "seed")
+
+
 def prepare(options) -> None:
     """Write the training layout and say where."""
-    if options.raw is None:
+    given = {n: v for n in FOR_BOTH + FOR_NSD + FOR_OWN if (v := getattr(options, n)) is not None}
+    if own := [name for name in FOR_OWN if name in given]:
+        _refuse(given, FOR_NSD, f"is for raw NSD, {_option(own[0])} for your own data")
+        _prepare_own(options, given)
+    elif options.raw is None:
+        _refuse(given, FOR_BOTH + FOR_NSD, "needs data: give RAW and OUT, or --betas")
         from mindeye2_lite import synthetic
 
         print(synthetic.open_cohort())
-        return
-    if options.out is None:
+    elif options.out is None:
         raise ValueError("prepare needs two folders: mindeye2-lite prepare RAW OUT")
+    else:
+        _prepare_nsd(options.raw, options.out, given)
+
+
+def _refuse(given: dict, names: tuple[str, ...], why: str) -> None:
+    if wrong := [name for name in names if name in given]:
+        raise ValueError(f"{_option(wrong[0])} {why}")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _prepare_nsd(raw: str, out: str, given: dict) -> None:
     from mindeye2_lite import nsd
 
-    nsd.prepare(options.raw, options.out, subjects=options.subjects)
-    print(options.out)
+    if "betas_version" in given:
+        given["betas"] = given.pop("betas_version")
+    if "mask" in given and len(given["mask"]) == 1:
+        given["mask"] = given["mask"][0]
+    nsd.prepare(raw, out, **{"executor": "local"} | given)
+    print(out)
+
+
+def _prepare_own(options, given: dict) -> None:
+    """Also says how to go on."""
+    import shlex
+
+    from mindeye2_lite import nsd
+
+    if missing := [name for name in ("betas", "events", "images") if name not in given]:
+        raise ValueError(f"your own data need --betas, --events, --images: {_option(missing[0])}?")
+    if options.raw is None or options.out is not None:
+        raise ValueError("your own data need one folder to write: OUT, before the options")
+    if "mask" in given:
+        if len(given["mask"]) > 1:
+            raise ValueError("your own data take one --mask, a NIfTI or .npy volume")
+        given["mask"] = given["mask"][0]
+    given["test"] = _share_or_names(given.get("test"))
+    files = (given.pop(name) for name in ("betas", "events", "images"))
+    split = nsd.from_files(options.raw, *files, **{"executor": "local"} | given)
+    size = nsd.Subject(split.root, split.subject).images.shape[-1]
+    fits = [name for name in PROFILES if Config.of(name).image_size == size]
+    data = shlex.quote(str(split.root))
+    print(f"{split}\nwritten to {split.root}, subject {split.subject}; next:")
+    print(f"  mindeye2-lite inspect {data}")
+    if fits:
+        print(f"  mindeye2-lite train --data {data} --subject {split.subject} --profile {fits[0]}")
+
+
+def _share_or_names(test: list[str] | None) -> float | list[str] | None:
+    try:
+        return float(test[0]) if test and len(test) == 1 else test
+    except ValueError:
+        return test
 
 
 def inspect_data(options) -> int:
@@ -320,6 +417,29 @@ def results(options) -> None:
         raise ValueError(f"results {options.name} cannot do that: {error}") from error
     content = experiment(config, **how)
     print(experiments.write(options.name, content))
+
+
+def bench(options) -> None:
+    """Print what was measured; at full size also keep it in results/."""
+    from mindeye2_lite import benchmarks
+
+    if options.name is None:
+        for name, benchmark in benchmarks.BENCHMARKS.items():
+            print(f"{name:8s} {benchmark.__doc__.partition('.')[0]}")
+        return
+    for name in ("sessions", "trials", "voxels"):
+        if (value := getattr(options, name)) < (2 if name == "sessions" else 1):
+            raise ValueError(
+                f"--{name} must be {2 if name == 'sessions' else 1} or more, got {value}"
+            )
+    size = benchmarks.Size(options.sessions, options.trials, options.voxels)
+    how = {"seed": options.seed, "keep": options.keep}
+    content = benchmarks.run(options.name, options.folder, size, **how)
+    print(benchmarks.table(content))
+    if size == benchmarks.Size():
+        from mindeye2_lite import experiments
+
+        print(experiments.write(f"bench_{options.name}", content))
 
 
 def fetch(options) -> None:

@@ -9,11 +9,15 @@ same folders). A function and its tasks must be picklable; the first error ends 
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+PATIENCE = 10  # seconds that a Dask scheduler has to answer
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 
@@ -21,15 +25,16 @@ Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 def workers(executor: str = "serial") -> Iterator[Run]:
     """Yield `run(function, tasks)`, an iterator of results as they come.
 
-    ValueError in one line for an unknown executor, a scheduler that does not answer, or where
-    Dask is not installed.
+    ValueError in one line for an unknown executor, a scheduler that does not answer, where Dask
+    is not installed, and where a process that works is killed or the scheduler goes away. An error
+    in a task arrives as itself.
     """
     if executor == "serial":
         yield map
     elif executor.partition(":")[0] == "local":
         yield partial(_processes, _count(executor))
     elif executor.startswith("dask://"):
-        with _client("tcp://" + executor.removeprefix("dask://")) as client:
+        with _client(_address(executor)) as client:
             yield partial(_cluster, client)
     else:
         raise ValueError(
@@ -44,13 +49,27 @@ def _count(executor: str) -> int:
     return int(number)
 
 
+def _address(executor: str) -> str:
+    place = executor.removeprefix("dask://")
+    if not re.fullmatch(r"([^:/\s]+|\[[\da-fA-F:]+\]):\d+", place):
+        raise ValueError(f"executor {executor!r}: give host and port, as in dask://10.0.0.1:8786")
+    return f"tcp://{place}"
+
+
 def _processes(count: int, function: Callable, tasks: Iterable) -> Iterator:
-    if count == 1:
-        return map(function, tasks)
+    tasks = list(tasks)
+    if min(count, len(tasks)) < 2:
+        yield from map(function, tasks)
+        return
     from joblib import Parallel, delayed
 
     parallel = Parallel(count, return_as="generator_unordered")
-    return parallel(delayed(function)(task) for task in tasks)
+    try:
+        yield from parallel(delayed(function)(task) for task in tasks)
+    except BrokenProcessPool as error:
+        raise ValueError(
+            f"one of {count} processes was killed, often for want of memory: take fewer (local:N)"
+        ) from error
 
 
 def _client(address: str):
@@ -61,17 +80,23 @@ def _client(address: str):
             "executor dask:// needs Dask: python -m pip install 'mindeye2-lite[dask]'"
         ) from error
     try:
-        return Client(address, timeout=10, set_as_default=False)
+        return Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, TimeoutError) as error:
         raise ValueError(f"no Dask scheduler answers at {address}: is it running?") from error
 
 
 def _cluster(client, function: Callable, tasks: Iterable) -> Iterator:
-    from distributed import as_completed
+    from distributed import KilledWorker, as_completed
 
     futures = client.map(function, list(tasks), pure=False, retries=1)
     try:
-        for future in as_completed(futures):
+        for future in as_completed(futures, loop=client.loop):
             yield future.result()
+    except KilledWorker as error:
+        raise ValueError(
+            "Dask workers were killed at the same task, often for want of memory: give them more"
+        ) from error
+    except CancelledError as error:
+        raise ValueError("the Dask scheduler has gone away: start it and run this again") from error
     finally:
         client.cancel(futures)

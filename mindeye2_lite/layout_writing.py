@@ -14,8 +14,10 @@ import hashlib
 import io
 import json
 import os
+import platform
 import shutil
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +25,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -37,11 +38,14 @@ from mindeye2_lite.layout import (
     SHARED,
     betas_file,
     betas_name,
+    hdf5_beside,
+    open_hdf5,
     reading,
     records_folder,
 )
 
 HELD_BACK = 3  # the older NSD release ended three sessions earlier for everyone (37 of 40)
+MADE_FROM = "made_from.json"  # says what the sessions of a hidden folder were made from
 STATISTICS = ("session_mean", "session_std", "session_mean_with_test", "session_std_with_test")
 
 
@@ -80,7 +84,7 @@ def is_written(out: Path, person: Person) -> bool:
     path = betas_file(out, person.subject)
     if not path.exists():
         return False
-    with h5py.File(path) as file:
+    with open_hdf5(path) as file:
         found = json.loads(file.attrs.get("recipe", "{}"))
     asked = json.loads(json.dumps(dict(person.recipe)))
     differ = [k for k in {*found, *asked} if found.get(k) != asked.get(k)] if found else []
@@ -105,6 +109,7 @@ def write_person(
             for session in person.sessions:
                 done(session)
             return
+        _clear_parts(out, person.subject)
         staged = _staging(out, person)
         try:
             _write_sessions(staged, person, run, done)
@@ -114,6 +119,15 @@ def write_person(
             shutil.rmtree(staged, ignore_errors=True)
             raise
         shutil.rmtree(staged, ignore_errors=True)
+
+
+def _clear_parts(out: Path, subject: int) -> None:
+    """What a killed run had begun to put together; whoever holds the lock may remove it."""
+    folder = records_folder(out, subject)
+    for path in folder.parent.glob(f".{folder.name}.*.part"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in out.glob(f".{betas_name(subject)}.hdf5.*.part"):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -148,7 +162,7 @@ def _staging(out: Path, person: Person) -> Path:
     folder = out / f".{betas_name(person.subject)}.sessions"
     table = hashlib.sha256(np.ascontiguousarray(person.table).tobytes()).hexdigest()
     key = json.dumps([dict(person.recipe), person.sources, table], sort_keys=True, default=str)
-    note = folder / "made_from.json"
+    note = folder / MADE_FROM
     if folder.exists() and not (note.exists() and note.read_text() == key):
         shutil.rmtree(folder)
     if not note.exists():
@@ -177,6 +191,10 @@ def _write_session(staged: Path, read: Callable, task: tuple[int, np.ndarray]) -
     """One session, scaled: a piece of work that any process can do."""
     session, train = task
     betas = read(session)
+    if not (staged / MADE_FROM).exists():
+        raise ValueError(
+            f"there is no {staged} on {platform.node()}: every worker must see the same folders"
+        )
     if len(betas) != len(train):
         raise ValueError(f"session {session} has {len(betas)} trials, its records {len(train)}")
     scaled, *known = normalized(betas, train)
@@ -203,33 +221,38 @@ def moments(betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _assemble(out: Path, person: Person, staged: Path) -> None:
-    counts = np.array(person.trials)
-    with paths.write_beside(betas_file(out, person.subject)) as beside:
-        with h5py.File(beside, "w") as file:
-            statistics: dict[str, list] = {name: [] for name in STATISTICS}
-            row, betas = 0, None
-            for session, count in zip(person.sessions, counts, strict=True):
-                with _read_kept(_kept(staged, session)) as kept:
-                    scaled = kept["betas"]
-                    if betas is None:
-                        shape = (int(counts.sum()), scaled.shape[1])
-                        betas = file.create_dataset("betas", shape, np.float32)
-                    betas[row : row + count] = scaled
-                    for name in STATISTICS:
-                        statistics[name].append(kept[name])
-                row += count
-            for name, values in statistics.items():
-                file[name] = np.stack(values)
-            file["session_trials"] = counts
-            if person.ncsnr is not None:
-                file["ncsnr"] = person.ncsnr
-            file.attrs["recipe"] = json.dumps(dict(person.recipe), sort_keys=True)
+    statistics: dict[str, list] = {name: [] for name in STATISTICS}
+    with hdf5_beside(betas_file(out, person.subject)) as (file, disk):
+        row, betas = 0, None
+        for session, count in zip(person.sessions, person.trials, strict=True):
+            with _read_kept(_kept(staged, session)) as kept:
+                scaled = kept["betas"]
+                if betas is None:
+                    shape = (len(person.table), scaled.shape[1])
+                    betas = file.create_dataset("betas", shape, np.float32)
+                if scaled.shape[1] != shape[1]:
+                    voxels = f"{scaled.shape[1]} voxels, session 1 has {shape[1]}"
+                    raise ValueError(f"session {session} has {voxels}")
+                betas[row : row + count] = scaled
+                for name in STATISTICS:
+                    statistics[name].append(kept[name])
+            disk.check()
+            row += count
+        for name, values in statistics.items():
+            file[name] = np.stack(values)
+        file["session_trials"] = np.array(person.trials)
+        if person.ncsnr is not None:
+            file["ncsnr"] = person.ncsnr
+        file.attrs["recipe"] = json.dumps(dict(person.recipe), sort_keys=True)
 
 
 @contextmanager
 def _read_kept(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
-    with reading(path), np.load(path, allow_pickle=False) as kept:
-        yield kept
+    try:
+        with reading(path), np.load(path, allow_pickle=False) as kept:
+            yield kept
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is damaged: it cannot be read ({error})") from error
 
 
 # -- records ---------------------------------------------------------------------------------------
@@ -302,20 +325,18 @@ def _filled(rows: np.ndarray, length: int) -> np.ndarray:
 def update_hdf5(path: Path, entries: Mapping[str, Any]) -> None:
     """Write entries (arrays, or groups as mappings) into a small file, keeping what else it has.
 
-    In a group "a/b" lies deeper, and "@" is a mapping of the group's attributes.
+    In a group "a/b" lies deeper, and "@" is a mapping of the group's attributes. Waits while
+    another process does so: both want their entries kept.
     """
-    with paths.write_beside(path) as beside:
-        if path.exists():
-            shutil.copyfile(path, beside)
-        with h5py.File(beside, "a") as file:
-            for name, content in entries.items():
-                file.pop(name, None)
-                group = content if isinstance(content, Mapping) else {"": content}
-                for key, value in group.items():
-                    if key != "@":
-                        file[f"{name}/{key}".rstrip("/")] = value
-                if "@" in group:
-                    file[name].attrs.update(group["@"])
+    with alone(path.parent, path.name, wait=True), hdf5_beside(path, keep=True) as (file, _):
+        for name, content in entries.items():
+            file.pop(name, None)
+            group = content if isinstance(content, Mapping) else {"": content}
+            for key, value in group.items():
+                if key != "@":
+                    file[f"{name}/{key}".rstrip("/")] = value
+            if "@" in group:
+                file[name].attrs.update(group["@"])
 
 
 def write_images(
@@ -335,11 +356,12 @@ def write_images(
     if path.exists():
         done(number)
         return path
-    with paths.write_beside(path) as beside, h5py.File(beside, "w") as file:
+    with hdf5_beside(path) as (file, disk):
         images = file.create_dataset("images", (number, 3, size, size), np.float16)
         for first in range(0, number, block):
             last = min(first + block, number)
             images[first:last] = resized(read(first, last), size)
+            disk.check()
             done(last - first)
     return path
 

@@ -34,6 +34,7 @@ from mindeye2_lite.layout import (
     reading,
     records_folder,
     subjects,
+    there,
 )
 from mindeye2_lite.nsd_compare import Comparison, compare
 from mindeye2_lite.nsd_raw import prepare
@@ -46,6 +47,8 @@ from mindeye2_lite.nsd_statistics import (
     noise_ceiling,
     reliability,
 )
+from mindeye2_lite.own_data import from_arrays
+from mindeye2_lite.own_files import from_files
 from mindeye2_lite.trial_access import (
     Images,
     Indices,
@@ -64,7 +67,7 @@ from mindeye2_lite.trial_access import (
 __all__ = [
     "Comparison", "EXPECTED_TRIALS", "Images", "NORMALIZE", "PUBLISHED", "Pair", "Pairs", "SPLITS",
     "Subject", "Trials", "behavior_summary", "by_region", "compare", "estimate_ncsnr",
-    "noise_ceiling", "prepare", "reliability", "session_drift",
+    "from_arrays", "from_files", "noise_ceiling", "prepare", "reliability", "session_drift",
 ]
 # fmt: on
 
@@ -94,6 +97,8 @@ class Subject:
         self.root, self.subject = Path(root), subject
         self._betas_file = betas_file(self.root, subject)
         if not self._betas_file.exists():
+            if self._betas_file.is_symlink():
+                there(self._betas_file)
             others = subjects(self.root)
             raise FileNotFoundError(
                 f"no subject {subject} in {self.root}: "
@@ -126,9 +131,16 @@ class Subject:
     @cached_property
     def rois(self) -> dict[str, np.ndarray]:
         """Region name -> (V,) bool; `nsd_general` is all of them, `higher_vis` what no V1-V4 is."""
-        with open_hdf5(self.root / "brain_region_masks.hdf5") as file:
+        path = self.root / "brain_region_masks.hdf5"
+        with open_hdf5(path) as file, reading(path):
             group = entry(file, f"subj{self.subject:02d}")
-            return {name: group[name][:].astype(bool) for name in group}
+            regions = {name: entry(group, name)[()] for name in group}
+        for name, mask in regions.items():
+            if mask.ndim != 1 or mask.dtype.kind not in "biuf":
+                raise ValueError(
+                    f"{path}: region {name} is {mask.dtype} of shape {mask.shape}, expected (V,)"
+                )
+        return {name: mask.astype(bool) for name, mask in regions.items()}
 
     @cached_property
     def ncsnr(self) -> np.ndarray:
@@ -139,7 +151,13 @@ class Subject:
                     f"{self._betas_file.name} has no 'ncsnr' (released files): run nsd.prepare on "
                     "the raw data, or estimate it from repeats: nsd.estimate_ncsnr(subject.train())"
                 )
-            return file["ncsnr"][:]
+            ncsnr = entry(file, "ncsnr")[()]
+        if ncsnr.shape != (self.num_voxels,) or ncsnr.dtype.kind not in "iuf":
+            raise ValueError(
+                f"{self._betas_file} has ncsnr of shape {ncsnr.shape} ({ncsnr.dtype}), expected "
+                f"{(self.num_voxels,)}"
+            )
+        return ncsnr
 
     @cached_property
     def position(self) -> np.ndarray:
@@ -187,7 +205,7 @@ class Subject:
         self._only_ours(path)
         try:
             table = pd.read_csv(path)
-        except ValueError as error:  # also pandas' own errors, and text that is no UTF-8
+        except (OSError, ValueError) as error:  # also pandas' own, and text that is no UTF-8
             raise ValueError(f"{path} is no table ({' '.join(str(error).split())})") from error
         if "image_id" not in table:
             raise ValueError(f"{path} has no column 'image_id', only {list(table)}")
@@ -211,14 +229,22 @@ class Subject:
 
     def captions(self, image_id: int) -> list[str]:
         """The captions that people (or the generator of the cohort) wrote for a picture."""
-        return self._captions[str(int(image_id))]
+        found = self._captions.get(str(int(image_id)))
+        if found is None:
+            raise ValueError(f"{self.root / 'captions.json'} has no captions of image {image_id}")
+        return found
 
     @cached_property
     def _captions(self) -> dict[str, list[str]]:
         path = self.root / "captions.json"
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: run nsd.prepare with NSD's annotations")
-        return json.loads(path.read_text())
+        try:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+            return {str(image): [str(text) for text in texts] for image, texts in content.items()}
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+            why = " ".join(str(error).split())
+            raise ValueError(f"{path} is no mapping from images to captions ({why})") from error
 
     # -- trials
 
@@ -285,9 +311,11 @@ class Subject:
                         'pass normalize="all" (a command: --normalize all), or run nsd.prepare on '
                         "the raw data"
                     )
-                if file[name].shape != (self.sessions, self.num_voxels):
+                found = entry(file, name)
+                shape, kind = getattr(found, "shape", "a group"), getattr(found, "dtype", None)
+                if shape != (self.sessions, self.num_voxels) or kind.kind not in "iuf":
                     raise ValueError(
-                        f"{self._betas_file} has {name} of shape {file[name].shape}, expected "
+                        f"{self._betas_file} has {name} of shape {shape} ({kind}), expected "
                         f"{(self.sessions, self.num_voxels)}: it is not of these records"
                     )
             return tuple(file[name][:] for name in names)

@@ -51,7 +51,9 @@ class Mask:
         """A volume's values at the V voxels; ValueError in one line where its size is another."""
         values = volume(path)
         if values.shape != self.inside.shape:
-            raise ValueError(f"{path} has shape {values.shape}, {self.name} {self.inside.shape}")
+            raise ValueError(
+                f"{path} has shape {values.shape}, {self.name} has {self.inside.shape}"
+            )
         return values[self.inside]
 
 
@@ -104,7 +106,8 @@ def _file(folder: Path, name: str) -> Path:
 
 def atlases(folder: Path) -> dict[str, Path]:
     """NSD's volumes of labels that are there, by name."""
-    found = [path for name in ATLASES for path in sorted(folder.glob(f"{name}.nii.gz"))]
+    files = sorted(folder.iterdir()) if folder.is_dir() else []  # with links that lead nowhere
+    found = [path for name in ATLASES for path in files if path.match(f"{name}.nii.gz")]
     return {path.name.removesuffix(".nii.gz"): path for path in found}
 
 
@@ -113,7 +116,8 @@ def labels(folder: Path, mask: Mask) -> dict[str, np.ndarray]:
     found = {}
     for name, path in atlases(folder).items():
         values = np.nan_to_num(mask.of(path))
-        found[name] = values.astype(np.int16)
+        with np.errstate(invalid="ignore"):
+            found[name] = values.astype(np.int16)
         if (found[name] != values).any():
             raise ValueError(f"{path} holds values that are no labels (whole numbers of 16 bits)")
     return found

@@ -242,6 +242,10 @@ def _one(tree: Tree, subject: int, mask: str | Path | Sequence[str]) -> One:
     chosen = nsd_masks.choose(rois, subject, mask)
     for session, path in enumerate(files, 1):
         trials = int((table[:, SESSION] == session).sum())
+        if trials == 0:
+            raise ValueError(
+                f"{path} is there, but responses.tsv has no trials of session {session}"
+            )
         nsd_sessions.check(path, trials, chosen.inside.shape, chosen.name)
     ncsnr = chosen.of(files[0].with_name("ncsnr.nii.gz")).astype(np.float32)
     labels = nsd_masks.labels(rois, chosen)
@@ -295,15 +299,19 @@ def _captions(tree: Tree) -> dict[str, list[str]] | None:
     captions: dict[str, list[str]] = {}
     for file in files:
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = json.loads(there(file).read_text(encoding="utf-8-sig"))
             for annotation in content["annotations"]:
+                text = annotation["caption"]
+                if not isinstance(text, str):
+                    raise TypeError(f"caption {text!r} is no text")
                 if annotation["image_id"] in image_of:
                     index = str(image_of[annotation["image_id"]])
-                    captions.setdefault(index, []).append(annotation["caption"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{file} is no file of COCO captions ({type(error).__name__}: {error})"
-            ) from error
+                    captions.setdefault(index, []).append(text)
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"{file} is no file of COCO captions ({why})") from error
     return captions
 
 

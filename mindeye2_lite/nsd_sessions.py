@@ -38,6 +38,8 @@ def read(path: str | Path, mask: np.ndarray) -> np.ndarray:
     path, mask = Path(path), np.asarray(mask, bool)
     trials = _numbers(path)[0]
     check(path, trials, mask.shape)
+    if not mask.any():
+        raise ValueError(f"the mask for {path} holds no voxel")
     places = np.argwhere(mask)
     betas = np.empty((trials, len(places)), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found below
@@ -68,7 +70,9 @@ def check(path: Path, trials: int, shape: tuple[int, ...], mask: str = "the mask
     own = tuple(reversed(found)) if _is_nifti(path) else found
     wanted = tuple(reversed(expected)) if _is_nifti(path) else expected
     if sorted(found) == sorted(expected):
-        raise ValueError(f"{path} has its axes in another order: expected {wanted}, found {own}")
+        raise ValueError(
+            f"{path} has its axes in another order than {mask}: expected {wanted}, found {own}"
+        )
     if len(found) != 4 or found[0] != trials:
         raise ValueError(
             f"{path} is cut short or of another run: expected {trials} trials as in "
@@ -93,7 +97,7 @@ def _numbers(path: Path) -> tuple[int, ...]:
             if not isinstance(betas, h5py.Dataset):
                 raise ValueError(f"{path}: betas is a group, expected volumes of int16")
             shape, dtype = betas.shape, betas.dtype
-    if dtype.kind not in "iuf":
+    if dtype.kind not in "if":  # betas have a sign
         raise ValueError(f"{path}: betas are of type {dtype}, expected int16 (percent x 300)")
     return shape
 
@@ -168,6 +172,8 @@ def volume(path: Path) -> np.ndarray:
         raise ValueError(f"{path} has shape {shape}, expected one volume (x, y, z)")
     with _unpacking(path), reading(path):
         values = np.asarray(image.dataobj)
+        if path.name.endswith(".gz"):
+            _to_the_end(path)
     if values.dtype.kind not in "iufb":
         raise ValueError(f"{path} holds values of type {values.dtype}, expected numbers")
     return values.reshape(shape[:3])
@@ -181,7 +187,7 @@ def _from_nifti(path: Path, places: np.ndarray, betas: np.ndarray) -> None:
     size = x * y * z * proxy.dtype.itemsize
     step = max(1, BLOCK // size)
     opened = gzip.open if path.name.endswith(".gz") else open
-    with _unpacking(path), reading(path), opened(path) as stream:
+    with _unpacking(path), reading(path), opened(path, "rb") as stream:
         stream.seek(proxy.offset)
         for first in range(0, len(betas), step):
             last = min(first + step, len(betas))
@@ -193,6 +199,15 @@ def _from_nifti(path: Path, places: np.ndarray, betas: np.ndarray) -> None:
             if (proxy.slope, proxy.inter) != (1, 0):
                 block = block * float(proxy.slope) + float(proxy.inter)
             betas[first:last] = block
+        while stream.read(BLOCK):  # gzip's checksum stands at the end
+            pass
+
+
+def _to_the_end(path: Path) -> None:
+    """gzip's checksum stands at the end, where nibabel does not look."""
+    with gzip.open(path) as stream:
+        while stream.read(BLOCK):
+            pass
 
 
 @contextmanager
@@ -201,3 +216,5 @@ def _unpacking(path: Path) -> Iterator[None]:
         yield
     except (zlib.error, EOFError) as error:
         raise ValueError(f"{path} is cut short or damaged ({error})") from error
+    except MemoryError as error:  # what a damaged header promises
+        raise ValueError(f"{path} holds more than fits into memory: is it damaged?") from error

@@ -59,6 +59,12 @@ def design(path: Path, images: int) -> Design:
                 f"{path}: {name} has numbers from {indices.min() + 1} to {indices.max() + 1}, "
                 f"expected 1 to {end}"
             )
+    for person, own in enumerate(shown, 1):
+        if not np.isin(common, own).all():
+            strange = common[~np.isin(common, own)][0] + 1
+            raise ValueError(
+                f"{path}: sharedix has picture {strange}, which row {person} of subjectim has not"
+            )
     shared[common] = True
     pattern = arrays.get("stimpattern")  # (sessions, runs, slots): is there a trial?
     runs = None if pattern is None or pattern.ndim != 3 else (pattern > 0).sum(2)
@@ -214,7 +220,8 @@ def _positions(path: Path, table: pd.DataFrame, plan: Design) -> np.ndarray:
     _complain(path, beyond, "TRIAL", table.TRIAL, "the design has no such trial in that run")
     counted = starts[session, run.clip(0, runs - 1)] + trial
     index = np.where(whole[session], starts[session, 0] + number, counted)
-    _complain(path, index >= len(plan.ordering), "TRIAL", table.TRIAL, "the design ends before it")
+    why = f"{plan.path.name} ends before it"
+    _complain(path, index >= len(plan.ordering), "TRIAL", table.TRIAL, why)
     return index
 
 
@@ -238,6 +245,9 @@ def stimuli(path: Path, plan: Design) -> pd.DataFrame:
             f"{path}: column nsdId has {table.nsdId.nunique()} pictures of {len(table)} rows, "
             f"expected each of 0 to {len(images) - 1} once, as nsd_stimuli.hdf5 has them"
         )
+    twice = table.cocoId[table.cocoId.duplicated()]
+    if len(twice):
+        raise ValueError(f"{path}: column cocoId has {twice.iloc[0]} more than once")
     found = {"image_id": images, "coco_id": table.cocoId.to_numpy()}
     found |= {"coco_split": table.cocoSplit.to_numpy(), "shared1000": plan.shared}
     people = range(1, len(plan.shown) + 1)

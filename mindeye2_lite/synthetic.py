@@ -6,7 +6,8 @@ it says so. What voxels do is in `voxel_model.py`; here are the design, the beha
 
 Spacing of repeats: every scene has a center on a circle of trials, each showing lies around it
 (von Mises, concentration 4) or anywhere, 60 : 40. The form is that of Allen et al. 2022; the two
-numbers are choices. Behavior (answers, reaction times): choices. Read with notebook 01.
+numbers are choices. Behavior (answers, reaction times): choices. How files are written:
+`cohort_forms.py`. Read with notebook 01.
 """
 
 import hashlib
@@ -21,14 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
-import nibabel
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from scipy.io import savemat
 from tqdm.auto import tqdm
 
-from mindeye2_lite import nsd, nsd_raw, paths, scenes, voxel_model
+from mindeye2_lite import cohort_forms, nsd, nsd_raw, paths, scenes, voxel_model
 from mindeye2_lite.config import Config
 
 VERSION = 2  # of the voxels; a cohort of another version in the cache is made anew
@@ -40,7 +39,6 @@ SHOWINGS = 3
 CLOSE, CONCENTRATION = 0.6, 4.0  # share of showings near the scene's center; how near
 LATER = ("voxels.hdf5", "stimuli.csv")  # a cohort prepared before there were these is outdated
 FRESH = 60  # seconds after which a lock without a sign of life counts as left behind
-ISOTROPIC = np.diag([1.8, 1.8, 1.8, 1]).astype(np.float64)  # mm per voxel, as func1pt8mm
 
 
 @dataclass(frozen=True)
@@ -92,17 +90,18 @@ def write_cohort(
     progress: bool = True,
     scale: float = 1.0,
     workers: int | None = None,
+    sessions_as: str = "hdf5",
+    design_as: str = "mat5",
 ) -> Path:
     """Write the raw NSD tree of the synthetic cohort below `root`; returns `root`.
 
     The same seed gives the same files. `subjects` says whose betas are written, `scale` makes the
     whole experiment smaller (.1: four sessions), `workers` is the number of processes that draw
-    (None: one per core).
+    (None: one per core). `sessions_as` is hdf5, nsd-hdf5 or nii.gz, `design_as` mat5 or mat7.3:
+    see `cohort_forms`.
     """
-    root, subjects = Path(root), sorted(subjects)
-    unknown = sorted(set(subjects) - set(SESSIONS))
-    if unknown:
-        raise ValueError(f"subject {unknown} is unknown: the cohort has subjects 1 to 8")
+    root, subjects = Path(root), _known(subjects)
+    cohort_forms.check_forms(sessions_as, design_as)
     plan = design(seed, scale)
     cohort = scenes.sample(len(plan.coco), _scene_seed(seed))
     with tqdm(total=len(subjects) + 2, desc="synthetic cohort", disable=not progress) as bar:
@@ -111,14 +110,50 @@ def write_cohort(
         attributes = scenes.attributes(cohort)
         _write_stimuli(root, pictures, attributes)
         _write_captions(root, cohort, plan)
-        _write_design(root, plan)
+        _write_design(root, plan, design_as)
         seen = voxel_model.features(pictures, attributes)
         bar.update()
         for subject in subjects:
-            _write_subject(root, subject, plan, _of(seen, plan.shown[subject - 1]), seed)
+            _write_subject(root, _measured(subject, plan, seen, seed), sessions_as)
             bar.update()
     _write_provenance(root, seed, scale, subjects)
     return root
+
+
+def write_released(
+    root: str | Path,
+    seed: int = 0,
+    subjects: Iterable[int] = range(1, 9),
+    scale: float = 1.0,
+    workers: int | None = None,
+) -> Path:
+    """Write the same cohort as files of the MindEye2 release, without a detour; returns `root`.
+
+    Shares nothing with `nsd.prepare`, which must make the same of the raw tree. `root` must be
+    empty.
+    """
+    root, subjects = Path(root), _known(subjects)
+    plan = design(seed, scale)
+    cohort = scenes.sample(len(plan.coco), _scene_seed(seed))
+    pictures = _pictures(cohort, workers or (os.cpu_count() if scale == 1 else 1))
+    shared = np.isin(np.arange(len(cohort)), plan.shown[0, : plan.num_shared])
+    cohort_forms.write_released_common(root, pictures, shared, map(scenes.captions, cohort))
+    seen = voxel_model.features(pictures, scenes.attributes(cohort))
+    for subject in subjects:
+        person = _measured(subject, plan, seen, seed)
+        cohort_forms.write_released_person(
+            root, subject, person.stored, person.answers, person.where, shared
+        )
+    _write_provenance(root, seed, scale, subjects)
+    return root
+
+
+def _known(subjects: Iterable[int]) -> list[int]:
+    subjects = sorted(subjects)
+    unknown = sorted(set(subjects) - set(SESSIONS))
+    if unknown:
+        raise ValueError(f"subject {unknown} is unknown: the cohort has subjects 1 to 8")
+    return subjects
 
 
 def _scene_seed(seed: int) -> int:
@@ -167,7 +202,7 @@ def _write_captions(root: Path, cohort: list[scenes.Scene], plan: Design) -> Non
     (folder / "captions_train2017.json").write_text(json.dumps(content))
 
 
-def _write_design(root: Path, plan: Design) -> None:
+def _write_design(root: Path, plan: Design, form: str) -> None:
     folder = root / "nsddata" / "experiments" / "nsd"
     folder.mkdir(parents=True, exist_ok=True)
     shared = plan.shown[0, : plan.num_shared]
@@ -175,16 +210,14 @@ def _write_design(root: Path, plan: Design) -> None:
     by_session = _showing(plan.ordering).reshape(longest, TRIALS)
     counts = np.stack([(by_session == n).sum(1) for n in range(SHOWINGS)])
     slots = np.array([[np.arange(TRIALS // RUNS + 1) < n for n in _run_lengths()]] * longest)
-    savemat(
-        folder / "nsd_expdesign.mat",
-        {
-            "masterordering": plan.ordering[None] + 1,
-            "basiccnt": counts,
-            "sharedix": shared[None] + 1,
-            "subjectim": plan.shown + 1,
-            "stimpattern": slots.astype(np.uint8),
-        },
-    )
+    matrices = {
+        "masterordering": plan.ordering[None] + 1,
+        "basiccnt": counts,
+        "sharedix": shared[None] + 1,
+        "subjectim": plan.shown + 1,
+        "stimpattern": slots.astype(np.uint8),
+    }
+    cohort_forms.write_design(folder / "nsd_expdesign.mat", matrices, form)
     _stimulus_table(plan, shared).to_csv(folder / "nsd_stim_info_merged.csv")
 
 
@@ -231,53 +264,49 @@ def _write_provenance(root: Path, seed: int, scale: float, subjects: list[int]) 
 # -- files of one person ---------------------------------------------------------------------------
 
 
-def _write_subject(
-    root: Path, subject: int, plan: Design, seen: voxel_model.Features, seed: int
-) -> None:
-    """Regions, ncsnr, betas and behavior; `seen` are the person's scenes in the order `shown`."""
+@dataclass(frozen=True)
+class _Measured:
+    """What was measured of a person, before it takes the form of files."""
+
+    subject: int
+    where: voxel_model.Anatomy
+    snr: np.ndarray  # (V,) ncsnr
+    stored: np.ndarray  # (trials, V) int16, percent x 300
+    answers: pd.DataFrame  # responses.tsv
+
+
+def _measured(subject: int, plan: Design, seen: voxel_model.Features, seed: int) -> _Measured:
+    """One person's betas and behavior; `seen` are all scenes."""
     rng = np.random.default_rng([seed, 2, subject])
     where = voxel_model.anatomy(subject, rng)
-    signal = voxel_model.responses(seen, where, rng)
+    signal = voxel_model.responses(_of(seen, plan.shown[subject - 1]), where, rng)
     snr = voxel_model.ncsnr(subject, where, rng)
     trials = plan.ordering[: plan.sessions[subject] * TRIALS]
     lengths = [TRIALS] * plan.sessions[subject]
     betas = voxel_model.measure(signal[trials], snr, lengths, where, rng)
-    ppdata = root / "nsddata" / "ppdata" / f"subj{subject:02d}"
-    _write_regions(ppdata / "func1pt8mm" / "roi", where)
-    folder = root / "nsddata_betas" / "ppdata" / ppdata.name / "func1pt8mm" / nsd_raw.BETAS
-    _write_betas(folder, betas, snr, where)
-    _write_responses(ppdata / "behav", subject, plan, rng)
-
-
-def _write_regions(folder: Path, where: voxel_model.Anatomy) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    volumes = {"nsdgeneral": where.nsdgeneral}
-    volumes |= {"prf-visualrois": where.visual, "streams": where.streams}
-    for name, volume in volumes.items():
-        nibabel.save(nibabel.Nifti1Image(volume, ISOTROPIC), folder / f"{name}.nii.gz")
-
-
-def _write_betas(
-    folder: Path, betas: np.ndarray, snr: np.ndarray, where: voxel_model.Anatomy
-) -> None:
-    """int16 = percent x 300; h5py sees (trials, z, y, x), as in NSD. Outside nsdgeneral 0."""
-    folder.mkdir(parents=True, exist_ok=True)
-    x, y, z = where.places.T
-    volume = np.zeros(voxel_model.SHAPE, np.float32)
-    volume[x, y, z] = snr
-    nibabel.save(nibabel.Nifti1Image(volume, ISOTROPIC), folder / "ncsnr.nii.gz")
     stored = np.clip(np.rint(betas * nsd_raw.SCALE), -32768, 32767).astype(np.int16)
-    for session, first in enumerate(range(0, len(betas), TRIALS), 1):
-        volumes = np.zeros((TRIALS, *voxel_model.SHAPE[::-1]), np.int16)
-        volumes[:, z, y, x] = stored[first : first + TRIALS]
-        with h5py.File(folder / f"betas_session{session:02d}.hdf5", "w") as file:
-            chunks = (15, *volumes.shape[1:])
-            file.create_dataset(
-                "betas", data=volumes, chunks=chunks, compression="gzip", compression_opts=1
-            )
+    return _Measured(subject, where, snr, stored, _answers(subject, plan, rng))
 
 
-def _write_responses(folder: Path, subject: int, plan: Design, rng: np.random.Generator) -> None:
+def _write_subject(root: Path, person: _Measured, sessions_as: str) -> None:
+    """Regions, ncsnr, betas and behavior; outside nsdgeneral volumes are 0."""
+    ppdata, where = root / "nsddata" / "ppdata" / f"subj{person.subject:02d}", person.where
+    regions = {"nsdgeneral": where.nsdgeneral, "prf-visualrois": where.visual}
+    for name, volume in (regions | {"streams": where.streams}).items():
+        cohort_forms.write_volume(ppdata / "func1pt8mm" / "roi" / f"{name}.nii.gz", volume)
+    folder = root / "nsddata_betas" / "ppdata" / ppdata.name / "func1pt8mm" / nsd_raw.BETAS
+    snr = np.zeros(voxel_model.SHAPE, np.float32)
+    snr[tuple(where.places.T)] = person.snr
+    cohort_forms.write_volume(folder / "ncsnr.nii.gz", snr)
+    for session, first in enumerate(range(0, len(person.stored), TRIALS), 1):
+        stored = person.stored[first : first + TRIALS]
+        cohort_forms.write_session(folder, session, stored, where, sessions_as)
+    (ppdata / "behav").mkdir(parents=True, exist_ok=True)
+    table = ppdata / "behav" / "responses.tsv"
+    person.answers.to_csv(table, sep="\t", index=False, na_rep="NaN")
+
+
+def _answers(subject: int, plan: Design, rng: np.random.Generator) -> pd.DataFrame:
     """responses.tsv: was the image old, what was answered (1 new, 2 old), how fast."""
     images = plan.images(subject)
     n = len(images)
@@ -316,8 +345,7 @@ def _write_responses(folder: Path, subject: int, plan: Design, rng: np.random.Ge
         "BUTTON": np.where(answered, says_old + 1, empty),
         "MISSINGDATA": 0,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(table).to_csv(folder / "responses.tsv", sep="\t", index=False, na_rep="NaN")
+    return pd.DataFrame(table)
 
 
 def _trials_since(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -30,7 +30,7 @@ from mindeye2_lite.hardware import Hardware, accelerator
 from mindeye2_lite.layout import betas_name
 from mindeye2_lite.loop import Feed, Plan, Trainer
 from mindeye2_lite.model import MindEye2
-from mindeye2_lite.nsd import Subject, Trials
+from mindeye2_lite.nsd import Images, Subject, Trials
 from mindeye2_lite.retrieval import Retrieval, retrieval
 
 HELD_OUT = 30  # shared images that the progress bar's retrieval looks at
@@ -100,7 +100,9 @@ def fine_tune(
     held_out = person.test(sessions=sessions, normalize=normalize)
     start = MindEye2.from_released(start) if isinstance(start, str | Path) else start
     model = _begin(config, start, subject, person.num_voxels, seed)
-    settings = {"batch": config.batch, "per_epoch": config.trials_per_session * sessions}
+    shown = len(trials) + int((held_out.session <= sessions).sum())  # sessions may be shorter
+    per_epoch = min(config.trials_per_session * sessions, shown)
+    settings = {"batch": config.batch, "per_epoch": per_epoch}
     settings["seed"] = seed
     settings["from"] = _source(config, root, [subject], start, normalize)
     del start  # as large as the model: not needed while that trains
@@ -218,6 +220,7 @@ def _train(
         here.print(f"already trained: {folder}")
         return _kept(folder)
     images = next(iter(people.values())).images
+    _check_size(images, config)
     if targets is None:
         ids = torch.cat([t.image_id for t in trials.values()] + [held_out[1].image_ids[:HELD_OUT]])
         with here.main_process_first():
@@ -243,6 +246,15 @@ def _train(
     if folder and here.is_main_process:
         _keep(folder, model, history)
     return Run(model.eval(), history, folder)
+
+
+def _check_size(images: Images | None, config: Config) -> None:
+    if images is not None and images.shape[-1] != config.image_size:
+        raise ValueError(
+            f"{images.path} has pictures of {images.shape[-1]} pixels, profile {config.profile} "
+            f"works with {config.image_size}: prepare the data with image_size={config.image_size} "
+            "(a command: --image-size), or choose another profile"
+        )
 
 
 def _begin(

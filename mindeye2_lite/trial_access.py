@@ -56,7 +56,7 @@ class Trials:
             [*[int(group[0])] * (n - len(group)), *group.tolist()][:n]
             for group in order.split(counts.tolist())
         ]
-        return self.voxels[torch.tensor(rows, dtype=torch.long)]
+        return self.voxels[torch.tensor(rows, dtype=torch.long).reshape(-1, n)]
 
 
 class Rows:
@@ -151,6 +151,8 @@ class Images:
     def __init__(self, path: str | Path):
         self._rows = Rows(path, "images", kind="images")
         self.path, self.shape = self._rows.path, self._rows.shape
+        if len(self.shape) != 4 or self.shape[1] != 3:
+            raise ValueError(f"{path} has images of shape {self.shape}, expected (images, 3, H, W)")
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -20,6 +20,7 @@ NEED_ITS_MODEL = (
     "08_unclip_decoding",
     "05_low_level",
     "13_real_nsd",
+    "14_your_own_data",
     "03_contrastive_retrieval",
 )
 LAST = "01_nsd_loading"
@@ -68,6 +69,36 @@ def small_root(small_raw, tmp_path_factory):
         "small-root",
         lambda folder: nsd.prepare(small_raw, folder, progress=False),
     )
+
+
+@pytest.fixture(scope="session")
+def nsd_forms(tmp_path_factory):
+    """All eight people, four sessions at most, as `released` and in three forms of NSD.
+
+    `hdf5/raw`, `nsd-hdf5/raw`, `nii.gz/raw` are the trees, `FORM/out` what `nsd.prepare` makes of
+    them. Do not write into them: copy.
+    """
+    return once(tmp_path_factory, "nsd-forms", write_nsd_forms)
+
+
+def write_nsd_forms(folder: Path) -> None:
+    """Of the designs one is MATLAB 5 and two are 7.3. The scenes are drawn once."""
+    from mindeye2_lite import nsd, scenes, synthetic
+
+    pictures = synthetic._pictures(scenes.sample(730, 0), 1)
+    designs = {"hdf5": "mat5", "nsd-hdf5": "mat7.3", "nii.gz": "mat7.3"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "_pictures", lambda *_: pictures)
+        synthetic.write_released(folder / "released", scale=0.1)
+        for form, design in designs.items():
+            synthetic.write_cohort(
+                folder / form / "raw",
+                scale=0.1,
+                progress=False,
+                sessions_as=form,
+                design_as=design,
+            )
+            nsd.prepare(folder / form / "raw", folder / form / "out", progress=False)
 
 
 def turn(path: Path) -> int:

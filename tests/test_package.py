@@ -24,27 +24,31 @@ REPOSITORY = PROJECT["project"]["urls"]["Repository"]
 
 # A module may import modules of its own row and of those above.
 ROWS = """
-config paths
+config paths tar_records
 layout executors
 layout_writing
 ridge backbone low_level prior losses released
-retrieval metrics captions_metrics
+retrieval metrics captions_metrics verdict
 viz viz_data teaching
 sprites painting backdrops scenes
 unclip_sampling unclip_names unclip_released
 nsd_sessions
 nsd_masks nsd_tables
-nsd_raw trial_access nsd_statistics nsd_match nsd_compare
+nsd_raw
+trial_access nsd_statistics nsd_match nsd_compare
+glmsingle own_pictures own_split own_events own_checks
+own_data own_files
 inspection_files nsd encoders released_networks unclip captions converter_training refine sdxl
-inspection voxel_model synthetic
+inspection voxel_model cohort_forms synthetic stranger full_size
 surfaces
 model
 parts feed hardware
 loop train
 asset_table assets step_memory plan
 baselines
-pipeline stages stand_ins
+pipeline stages stand_ins replay
 experiments
+measuring ways_of_reading benchmarks
 training_miniatures
 book doctor
 cli
