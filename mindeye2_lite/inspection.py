@@ -109,7 +109,8 @@ class Report:
     def figure(self) -> dict[str, Any]:
         """What `viz_data.data_report` draws."""
         parts = {"trials": self.trials, "repeats": self.repeats, "drift": self.drift}
-        parts |= {"behavior": self.behavior, "unknown": self.unknown}
+        absent = {k: why for k, why in self.unknown.items() if k != "published counts"}
+        parts |= {"behavior": self.behavior, "unknown": absent}
         regions = {n: r["ceiling"] for n, r in self.regions.items() if r["ceiling"]}
         if "position" in self.maps and self.reliability is not None:
             where = {name: self.maps[name] for name in ("position", "shape")}
@@ -372,7 +373,8 @@ def _lines(report: Report) -> Iterator[str]:
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "layout", report.kind
     if report.recipe:
-        yield "made with", ", ".join(f"{k} {v}" for k, v in sorted(report.recipe.items()))
+        made = {k: str(v) for k, v in sorted(report.recipe.items())}  # of checksums the beginning
+        yield "made with", ", ".join(f"{k} {v if len(v) < 40 else v[:8]}" for k, v in made.items())
     lengths = sorted({s["train"] + s["test"] for s in report.trials})
     each = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
     yield "sessions", f"{report.sessions} of {each} trials"
