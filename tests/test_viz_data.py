@@ -90,6 +90,12 @@ def test_what_is_not_known_has_no_panel_and_is_named_below():
     assert "thing 7" in small.get_text().replace("\n", " ")
 
 
+def test_an_odd_panel_has_no_empty_one_beside_it():
+    three = {name: everything()[name] for name in ("trials", "repeats", "ceilings")}
+    figure = viz_data.data_report(**three)
+    assert [ax.axison for ax in figure.axes] == [True, True, True, False]
+
+
 def test_slices_show_each_voxel_where_it_lies():
     parts, figure = CASES["everything"], made("everything")
     slices = [ax for ax in figure.axes if ax.get_xlabel().startswith("z = ")]
