@@ -53,10 +53,10 @@ def data_report(
     box = np.ptp(position, axis=0) + 3 if mapped else np.zeros(3)
     strip = 0.8 + (WIDTH - 0.9) / SLICES * box[1] / box[0] if mapped else 0.0
     fig, grid, bottom = _sheet(len(panels), strip, words.count("\n") + bool(words))
-    axes = grid.subplots(-(-len(panels) // 2), 2, squeeze=False).flat
+    axes = list(grid.subplots(-(-len(panels) // 2), 2, squeeze=False).flat)
     for ax, draw in zip(axes, panels, strict=False):
         draw(ax)
-    for ax in list(axes)[len(panels) :]:
+    for ax in axes[len(panels) :]:
         ax.axis("off")
     if mapped:
         _map(bottom, np.asarray(reliability), np.asarray(position), tuple(map(int, shape)))
