@@ -44,15 +44,15 @@ def write(
     trials: int = 75,
     repeated: int = 50,
     showings: int = 3,
-    quality: float | int = 1.0,
+    quality: float | int = 0.7,
     form: str = "npy",
 ) -> Path:
     """Write the files of a person who is not in the cohort; returns the folder.
 
     `repeated` pictures are shown `showings` times and the rest of `sessions` x `trials` once, in
-    random order. `quality` multiplies every voxel's signal-to-noise ratio; 0 is a brain that saw
-    nothing. `form`: "npy", (trials, V), or "nii", a volume and its mask. The same arguments give
-    the same files. A folder that is there already is left as it is if the same arguments made it.
+    random order. `quality` multiplies every voxel's signal-to-noise ratio: 0.7 is a weaker scanner
+    than the cohort's, 0 a brain that saw nothing. `form`: "npy", (trials, V), or "nii", a volume
+    and its mask. The same arguments give the same files; a folder that they made is left as it is.
     ValueError in one line for arguments that do not fit, or a folder with other things in it.
     """
     folder, quality = Path(folder), float(quality)
