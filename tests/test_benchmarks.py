@@ -49,8 +49,9 @@ def finite(found, names):
 
 
 def test_preparing_has_seconds_bytes_and_shares_of_every_kind(preparing):
+    may_be_zero = {"of these done again", "sessions done after it"}  # where the kill came late
     finite(preparing, [name for name, value in preparing.items() if not isinstance(value, bool)
-                       and name not in ("of these done again", "peak memory")])  # fmt: skip
+                       and name not in may_be_zero and name != "peak memory"])  # fmt: skip
     assert preparing["until the first session is kept"] < preparing["prepare, all"]
     assert preparing["limit of memory"] == 3_000_000_000
     assert preparing["bytes of the prepared betas"] > 9 * 30 * 1200 * 4

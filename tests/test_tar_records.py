@@ -151,5 +151,5 @@ def test_a_bad_header_in_the_middle_is_not_taken_for_the_end(tmp_path):
     place = content.index(b"sample000000001.behav") + 124  # the length
     content[place : place + 8] = b"xxxxxxxx"
     (tmp_path / "0.tar").write_bytes(content)
-    with pytest.raises(ValueError, match=r"0.tar is cut short or not a tar file \(bad header"):
+    with pytest.raises(ValueError, match=r"0.tar is cut short or not a tar file"):
         layout.read_records(tmp_path / "0.tar")
