@@ -73,7 +73,7 @@ def small_root(small_raw, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def nsd_forms(tmp_path_factory):
-    """All eight people, four sessions at most, as `released` and in three forms of NSD.
+    """All eight people, three sessions at most, as `released` and in three forms of NSD.
 
     `hdf5/raw`, `nsd-hdf5/raw`, `nii.gz/raw` are the trees, `FORM/out` what `nsd.prepare` makes of
     them. Do not write into them: copy.
@@ -85,15 +85,15 @@ def write_nsd_forms(folder: Path) -> None:
     """Of the designs one is MATLAB 5 and two are 7.3. The scenes are drawn once."""
     from mindeye2_lite import nsd, scenes, synthetic
 
-    pictures = synthetic._pictures(scenes.sample(730, 0), 1)
+    pictures = synthetic._pictures(scenes.sample(544, 0), 1)
     designs = {"hdf5": "mat5", "nsd-hdf5": "mat7.3", "nii.gz": "mat7.3"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synthetic, "_pictures", lambda *_: pictures)
-        synthetic.write_released(folder / "released", scale=0.1)
+        synthetic.write_released(folder / "released", scale=0.07)
         for form, design in designs.items():
             synthetic.write_cohort(
                 folder / form / "raw",
-                scale=0.1,
+                scale=0.07,
                 progress=False,
                 sessions_as=form,
                 design_as=design,

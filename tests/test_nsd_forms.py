@@ -20,7 +20,7 @@ from mindeye2_lite.layout import COLUMNS, betas_file, records_folder
 
 FORMS = ("hdf5", "nsd-hdf5", "nii.gz")
 SUBJECTS = range(1, 9)
-SESSIONS = {1: 4, 2: 4, 3: 3, 4: 3, 5: 4, 6: 3, 7: 4, 8: 3}
+SESSIONS = {1: 3, 2: 3, 3: 2, 4: 2, 5: 3, 6: 2, 7: 3, 8: 2}
 DESIGN = "nsddata/experiments/nsd/nsd_expdesign.mat"
 BETAS = "nsddata_betas/ppdata/subj{:02d}/func1pt8mm/betas_fithrf_GLMdenoise_RR"
 
@@ -101,13 +101,13 @@ def test_indices_are_exactly_those_of_the_release(released, out):
         assert len(indices) == 75 * SESSIONS[int(key[-1])]
     shared = np.load(released / "shared1000.npy")
     np.testing.assert_array_equal(np.load(out / "shared1000.npy"), shared)
-    assert shared.dtype == bool and shared.sum() == 10
+    assert shared.dtype == bool and shared.sum() == 8
 
 
 def test_pictures_are_exactly_those_of_the_release(released, out):
     name = "coco_images_64_float16.hdf5"
     ours, direct = content(out / name)["images"], content(released / name)["images"]
-    assert ours.dtype == direct.dtype == np.float16 and direct.shape == (730, 3, 64, 64)
+    assert ours.dtype == direct.dtype == np.float16 and direct.shape == (544, 3, 64, 64)
     np.testing.assert_array_equal(ours, direct)
 
 
@@ -122,7 +122,7 @@ def test_regions_are_exactly_those_of_the_release(released, out):
 
 def test_captions_are_exactly_those_of_the_release(released, out):
     ours, direct = (json.loads((root / "captions.json").read_text()) for root in (out, released))
-    assert ours == direct and len(direct) == 730
+    assert ours == direct and len(direct) == 544
 
 
 def files(folder):

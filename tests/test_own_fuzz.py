@@ -31,8 +31,8 @@ from tiny_nsd import (
 
 from mindeye2_lite import layout, nsd, own_files
 
-CUTS = {"empty": 0, "one-byte": 1e-9, "a-third": 0.33, "two-thirds": 0.66, "less-one": 1}
-FLIPS = (0.002, 0.05, 0.3, 0.8)
+CUTS = {"empty": 0, "one-byte": 1e-9, "half": 0.5, "less-one": 1}
+FLIPS = (0.002, 0.3)
 INSTEAD = ("nothing", "folder", "loop", "dangling link")
 
 
