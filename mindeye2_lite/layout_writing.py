@@ -80,17 +80,23 @@ class Person:
 
 
 def is_written(out: Path, person: Person) -> bool:
-    """Are the person's betas there already? ValueError where they were made by other choices."""
+    """Are the person's betas there already? ValueError where choices or trials were others."""
     path = betas_file(out, person.subject)
     if not path.exists():
         return False
-    with open_hdf5(path) as file:
+    with open_hdf5(path) as file, reading(path):
         found = json.loads(file.attrs.get("recipe", "{}"))
+        trials = file["session_trials"][()].tolist() if "session_trials" in file else person.trials
     asked = json.loads(json.dumps(dict(person.recipe)))
     differ = [k for k in {*found, *asked} if found.get(k) != asked.get(k)] if found else []
     if differ:
         what = ", ".join(f"{k} {found.get(k)!r}, not {asked.get(k)!r}" for k in sorted(differ))
         raise ValueError(f"{path} was made with {what}: choose another folder, or delete it")
+    if trials != person.trials:  # sessions were loaded since
+        raise ValueError(
+            f"{path} was made of {len(trials)} sessions ({sum(trials)} trials), now there are "
+            f"{len(person.trials)} ({sum(person.trials)}): choose another folder, or delete it"
+        )
     return True
 
 

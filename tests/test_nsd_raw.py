@@ -600,6 +600,20 @@ def test_other_choices_in_the_same_folder_leave_everything_as_it_is(tree, small_
     assert contents(tmp_path / "out", recipe=True) == contents(small_root, recipe=True)
 
 
+def test_sessions_loaded_after_a_person_was_finished_are_not_passed_over(tree, small_root, out):
+    late = tree.sessions[3].rename(tree.root / "still loading")
+    run(tree, out)
+    before = contents(out, recipe=True)
+    late.rename(tree.betas / "betas_session04.hdf5")
+    match = r"was made of 3 sessions \(225 trials\), now there are 4 \(300\): .* or delete it"
+    with pytest.raises(ValueError, match=match):
+        run(tree, out)
+    assert contents(out, recipe=True) == before
+    (out / BETAS).unlink()
+    run(tree, out)
+    assert contents(out, recipe=True) == contents(small_root, recipe=True)
+
+
 def test_a_layout_without_a_recipe_is_accepted(tree, small_root, tmp_path):
     shutil.copytree(small_root, tmp_path / "out")
     with h5py.File(tmp_path / "out" / BETAS, "a") as file:
