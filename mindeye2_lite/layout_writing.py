@@ -101,9 +101,15 @@ def is_written(out: Path, person: Person) -> bool:
 
 
 def write_person(
-    out: Path, person: Person, run: Run = map, done: Callable[[int], Any] = lambda session: None
+    out: Path,
+    person: Person,
+    run: Run = map,
+    done: Callable[[int], Any] = lambda session: None,
+    first: Callable[[], Any] = lambda: None,
 ) -> None:
     """Betas and records of one person; `done(session)` is called for every session that is there.
+
+    `first()` writes what else belongs to the person, while no other process may.
 
     Finished people and finished sessions are left as they are. Errors: ValueError in one line
     where another process writes the same person or the data are bad; OSError where the disk is
@@ -111,7 +117,9 @@ def write_person(
     """
     out = Path(out)
     with alone(out, f"subj{person.subject:02d}"):
-        if is_written(out, person):
+        finished = is_written(out, person)
+        first()
+        if finished:
             for session in person.sessions:
                 done(session)
             return
@@ -185,7 +193,7 @@ def _write_sessions(staged: Path, person: Person, run: Run, done: Callable[[int]
         else:
             rows = person.table[:, SESSION] == session
             tasks.append((session, person.table[rows, SHARED] == 0))
-    for session in run(partial(_write_session, staged, person.read), tasks):
+    for session in run(partial(_write_session, staged.absolute(), person.read), tasks):
         done(session)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import chdir, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from joblib import Parallel, delayed
 from scipy.io import loadmat, savemat
 
 from mindeye2_lite import nsd_raw, nsd_sessions
+from mindeye2_lite.layout_writing import alone
 from mindeye2_lite.nsd_raw import prepare
 
 BETAS = "betas_all_subj01_fp32_renorm.hdf5"
@@ -612,6 +614,47 @@ def test_sessions_loaded_after_a_person_was_finished_are_not_passed_over(tree, s
     (out / BETAS).unlink()
     run(tree, out)
     assert contents(out, recipe=True) == contents(small_root, recipe=True)
+
+
+def test_whoever_comes_second_with_another_mask_leaves_the_regions_of_the_first(tree, out):
+    """The first has no betas yet that could tell: only the lock does."""
+    run(tree, out)
+    before = rois(out)
+    (out / BETAS).unlink()
+    with alone(out, "subj01"):
+        with pytest.raises(ValueError, match="another process is writing subj01"):
+            run(tree, out, mask="V1")
+    found = rois(out)
+    assert all(np.array_equal(found[name], before[name]) for name in before)
+    with h5py.File(out / "voxels.hdf5") as file:
+        assert len(file["subj01/position"]) == len(before["nsd_general"])
+
+
+def test_pictures_that_a_killed_run_had_begun_are_removed(tree, small_root, out):
+    out.mkdir()
+    (out / ".coco_images_64_float16.hdf5.123.part").write_bytes(b"half")
+    run(tree, out)
+    assert contents(out) == contents(small_root)
+
+
+def test_workers_that_stand_in_another_folder_find_the_files(tree, small_root, monkeypatch):
+    """As those of a cluster do; paths are given from where the command was typed."""
+    monkeypatch.chdir(tree.root.parent)
+    (tree.root.parent / "elsewhere").mkdir()
+
+    @contextmanager
+    def workers(executor):
+        def elsewhere(function, tasks):
+            for task in tasks:
+                with chdir("elsewhere"):
+                    result = function(task)
+                yield result
+
+        yield elsewhere
+
+    monkeypatch.setattr(nsd_raw, "workers", workers)
+    prepare(tree.root.name, "out", progress=False)
+    assert contents(Path("out")) == contents(small_root)
 
 
 def test_a_layout_without_a_recipe_is_accepted(tree, small_root, tmp_path):
