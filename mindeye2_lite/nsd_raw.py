@@ -31,6 +31,7 @@ from mindeye2_lite import nsd_masks, nsd_sessions, nsd_tables, paths
 from mindeye2_lite.executors import workers
 from mindeye2_lite.layout import IMAGE, SESSION, entry, open_hdf5, reading, there
 from mindeye2_lite.layout_writing import (
+    HELD_BACK,
     Person,
     alone,
     is_written,
@@ -221,6 +222,7 @@ class One:
     table: np.ndarray  # (trials, 17)
     labels: dict[str, np.ndarray]  # atlas -> (V,)
     ncsnr: np.ndarray  # (V,)
+    held_back: int  # of the sessions that are there, those that NSD's older release had not
 
     @property
     def name(self) -> str:
@@ -237,7 +239,7 @@ class One:
         ]
         files = [path.absolute() for path in self.files]  # workers may stand elsewhere
         read = partial(_read_session, files, self.mask.inside)
-        return Person(self.subject, self.table, read, self.ncsnr, recipe, sources)
+        return Person(self.subject, self.table, read, self.ncsnr, recipe, sources, self.held_back)
 
 
 def _read_session(files: list[Path], mask: np.ndarray, session: int) -> np.ndarray:
@@ -257,7 +259,9 @@ def _one(tree: Tree, subject: int, mask: str | Path | Sequence[str]) -> One:
         nsd_sessions.check(path, trials, chosen.inside.shape, chosen.name)
     ncsnr = chosen.of(files[0].with_name("ncsnr.nii.gz")).astype(np.float32)
     labels = nsd_masks.labels(rois, chosen)
-    return One(tree, subject, chosen, files, table, labels, ncsnr)
+    not_loaded = nsd_tables.last_session(tree.responses(subject)) - len(files)
+    held_back = max(HELD_BACK - not_loaded, 0)
+    return One(tree, subject, chosen, files, table, labels, ncsnr, held_back)
 
 
 # -- what belongs to all ---------------------------------------------------------------------------

@@ -12,10 +12,12 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_nsd
 from joblib import Parallel, delayed
 from scipy.io import loadmat, savemat
 
 from mindeye2_lite import nsd_raw, nsd_sessions
+from mindeye2_lite.layout import SESSION, read_records
 from mindeye2_lite.layout_writing import alone
 from mindeye2_lite.nsd_raw import prepare
 
@@ -427,6 +429,16 @@ def test_answers_of_sessions_that_were_held_back_are_left_out(tree, out, small_r
     assert sorted(p.name for p in (out / "wds/subj01/train").iterdir()) == [
         *("0.tar", "1.tar", "2.tar")
     ]
+
+
+def test_of_few_sessions_that_are_loaded_the_older_test_split_keeps_all(out, tmp_path):
+    tree = tiny_nsd.write(tmp_path / "raw", sessions=6, trials=12)
+    for session in (4, 5, 6):
+        tree.session(session).unlink()
+    run(tree, out)
+    found = {s: read_records(out / f"wds/subj01/{s}/0.tar") for s in ("test", "new_test")}
+    assert set(found["test"][:, SESSION]) == {1, 2, 3}
+    assert np.array_equal(found["test"], found["new_test"])
 
 
 def test_betas_without_answers_are_named(tree, out):
