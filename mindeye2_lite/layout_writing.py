@@ -193,7 +193,9 @@ def _write_sessions(staged: Path, person: Person, run: Run, done: Callable[[int]
         else:
             rows = person.table[:, SESSION] == session
             tasks.append((session, person.table[rows, SHARED] == 0))
-    for session in run(partial(_write_session, staged.absolute(), person.read), tasks):
+    made_from = (staged / MADE_FROM).read_text()
+    work = partial(_write_session, staged.absolute(), made_from, person.read)
+    for session in run(work, tasks):
         done(session)
 
 
@@ -201,14 +203,22 @@ def _kept(staged: Path, session: int) -> Path:
     return staged / f"session{session:02d}.npz"
 
 
-def _write_session(staged: Path, read: Callable, task: tuple[int, np.ndarray]) -> int:
-    """One session, scaled: a piece of work that any process can do."""
+def _write_session(
+    staged: Path, made_from: str, read: Callable, task: tuple[int, np.ndarray]
+) -> int:
+    """One session, scaled: a piece of work that any process can do.
+
+    A worker can outlive the run that sent it: what another run has begun there is not its own.
+    """
     session, train = task
     betas = read(session)
-    if not (staged / MADE_FROM).exists():
+    note = staged / MADE_FROM
+    if not note.exists():
         raise ValueError(
             f"there is no {staged} on {platform.node()}: every worker must see the same folders"
         )
+    if note.read_text() != made_from:
+        raise ValueError(f"{staged} was begun anew with other choices: session {session} is late")
     if len(betas) != len(train):
         raise ValueError(f"session {session} has {len(betas)} trials, its records {len(train)}")
     scaled, *known = normalized(betas, train)
