@@ -44,6 +44,8 @@ BETAS = "betas_fithrf_GLMdenoise_RR"  # NSD's third preparation ("b3")
 VERSIONS = {"b1": "betas_assumehrf", "b2": "betas_fithrf", "b3": BETAS}
 SPACES = ("func1pt8mm", "func1mm")
 SCALE = nsd_sessions.SCALE
+IMAGES = 73_000  # of NSD itself, whose eight people came so often (NSD Data Manual)
+SESSIONS = dict(enumerate((40, 40, 32, 30, 40, 32, 40, 30), 1))
 
 
 def prepare(
@@ -259,9 +261,16 @@ def _one(tree: Tree, subject: int, mask: str | Path | Sequence[str]) -> One:
         nsd_sessions.check(path, trials, chosen.inside.shape, chosen.name)
     ncsnr = chosen.of(files[0].with_name("ncsnr.nii.gz")).astype(np.float32)
     labels = nsd_masks.labels(rois, chosen)
-    not_loaded = nsd_tables.last_session(tree.responses(subject)) - len(files)
-    held_back = max(HELD_BACK - not_loaded, 0)
+    held_back = _held_back(tree, subject, len(files))
     return One(tree, subject, chosen, files, table, labels, ncsnr, held_back)
+
+
+def _held_back(tree: Tree, subject: int, loaded: int) -> int:
+    """How many of the sessions that are there NSD's older release had not."""
+    last = nsd_tables.last_session(tree.responses(subject))
+    if tree.bricks[0] == IMAGES:  # its table may end with what was released
+        last = max(last, SESSIONS.get(subject, last))
+    return max(HELD_BACK - (last - loaded), 0)
 
 
 # -- what belongs to all ---------------------------------------------------------------------------

@@ -431,10 +431,17 @@ def test_answers_of_sessions_that_were_held_back_are_left_out(tree, out, small_r
     ]
 
 
-def test_of_few_sessions_that_are_loaded_the_older_test_split_keeps_all(out, tmp_path):
+@pytest.mark.parametrize("answers", ["of all sessions", "of those released"])
+def test_of_few_sessions_that_are_loaded_the_older_test_split_keeps_all(
+    out, tmp_path, monkeypatch, answers
+):
     tree = tiny_nsd.write(tmp_path / "raw", sessions=6, trials=12)
     for session in (4, 5, 6):
         tree.session(session).unlink()
+    if answers == "of those released":
+        table = tree.responses()
+        tiny_nsd.write_responses(tree.behavior(), table[table.SESSION <= 3])
+        monkeypatch.setattr(nsd_raw, "IMAGES", tree.num_images)  # as if it were NSD itself
     run(tree, out)
     found = {s: read_records(out / f"wds/subj01/{s}/0.tar") for s in ("test", "new_test")}
     assert set(found["test"][:, SESSION]) == {1, 2, 3}
