@@ -80,24 +80,36 @@ class Person:
 
 
 def is_written(out: Path, person: Person) -> bool:
-    """Are the person's betas there already? ValueError where they were made by other choices."""
+    """Are the person's betas there already? ValueError where choices or trials were others."""
     path = betas_file(out, person.subject)
     if not path.exists():
         return False
-    with open_hdf5(path) as file:
+    with open_hdf5(path) as file, reading(path):
         found = json.loads(file.attrs.get("recipe", "{}"))
+        trials = file["session_trials"][()].tolist() if "session_trials" in file else person.trials
     asked = json.loads(json.dumps(dict(person.recipe)))
     differ = [k for k in {*found, *asked} if found.get(k) != asked.get(k)] if found else []
     if differ:
         what = ", ".join(f"{k} {found.get(k)!r}, not {asked.get(k)!r}" for k in sorted(differ))
         raise ValueError(f"{path} was made with {what}: choose another folder, or delete it")
+    if trials != person.trials:  # sessions were loaded since
+        raise ValueError(
+            f"{path} was made of {len(trials)} sessions ({sum(trials)} trials), now there are "
+            f"{len(person.trials)} ({sum(person.trials)}): choose another folder, or delete it"
+        )
     return True
 
 
 def write_person(
-    out: Path, person: Person, run: Run = map, done: Callable[[int], Any] = lambda session: None
+    out: Path,
+    person: Person,
+    run: Run = map,
+    done: Callable[[int], Any] = lambda session: None,
+    first: Callable[[], Any] = lambda: None,
 ) -> None:
     """Betas and records of one person; `done(session)` is called for every session that is there.
+
+    `first()` writes what else belongs to the person, while no other process may.
 
     Finished people and finished sessions are left as they are. Errors: ValueError in one line
     where another process writes the same person or the data are bad; OSError where the disk is
@@ -105,7 +117,9 @@ def write_person(
     """
     out = Path(out)
     with alone(out, f"subj{person.subject:02d}"):
-        if is_written(out, person):
+        finished = is_written(out, person)
+        first()
+        if finished:
             for session in person.sessions:
                 done(session)
             return
@@ -179,7 +193,9 @@ def _write_sessions(staged: Path, person: Person, run: Run, done: Callable[[int]
         else:
             rows = person.table[:, SESSION] == session
             tasks.append((session, person.table[rows, SHARED] == 0))
-    for session in run(partial(_write_session, staged, person.read), tasks):
+    made_from = (staged / MADE_FROM).read_text()
+    work = partial(_write_session, staged.absolute(), made_from, person.read)
+    for session in run(work, tasks):
         done(session)
 
 
@@ -187,14 +203,22 @@ def _kept(staged: Path, session: int) -> Path:
     return staged / f"session{session:02d}.npz"
 
 
-def _write_session(staged: Path, read: Callable, task: tuple[int, np.ndarray]) -> int:
-    """One session, scaled: a piece of work that any process can do."""
+def _write_session(
+    staged: Path, made_from: str, read: Callable, task: tuple[int, np.ndarray]
+) -> int:
+    """One session, scaled: a piece of work that any process can do.
+
+    A worker can outlive the run that sent it: what another run has begun there is not its own.
+    """
     session, train = task
     betas = read(session)
-    if not (staged / MADE_FROM).exists():
+    note = staged / MADE_FROM
+    if not note.exists():
         raise ValueError(
             f"there is no {staged} on {platform.node()}: every worker must see the same folders"
         )
+    if note.read_text() != made_from:
+        raise ValueError(f"{staged} was begun anew with other choices: session {session} is late")
     if len(betas) != len(train):
         raise ValueError(f"session {session} has {len(betas)} trials, its records {len(train)}")
     scaled, *known = normalized(betas, train)

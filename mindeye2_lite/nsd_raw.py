@@ -31,6 +31,7 @@ from mindeye2_lite import nsd_masks, nsd_sessions, nsd_tables, paths
 from mindeye2_lite.executors import workers
 from mindeye2_lite.layout import IMAGE, SESSION, entry, open_hdf5, reading, there
 from mindeye2_lite.layout_writing import (
+    HELD_BACK,
     Person,
     alone,
     is_written,
@@ -43,6 +44,8 @@ BETAS = "betas_fithrf_GLMdenoise_RR"  # NSD's third preparation ("b3")
 VERSIONS = {"b1": "betas_assumehrf", "b2": "betas_fithrf", "b3": BETAS}
 SPACES = ("func1pt8mm", "func1mm")
 SCALE = nsd_sessions.SCALE
+IMAGES = 73_000  # of NSD itself, whose eight people came so often (NSD Data Manual)
+SESSIONS = dict(enumerate((40, 40, 32, 30, 40, 32, 40, 30), 1))
 
 
 def prepare(
@@ -79,12 +82,15 @@ def prepare(
     total = sum(map(sum, sizes)) + tree.stimuli.stat().st_size
     with workers(executor) as run, _bar(total, progress) as bar:
         with alone(out, "common", wait=True):
-            _write_common(tree, out, people, captions)
-        for person, size in zip(persons, sizes, strict=True):
+            _write_common(tree, out, captions)
+        for one, person, size in zip(people, persons, sizes, strict=True):
             bar.set_postfix_str(f"subject {person.subject}")
-            write_person(out, person, run, done=lambda s, size=size: bar.update(size[s - 1]))
+            done = partial(_session_done, bar, size)
+            write_person(out, person, run, done, first=partial(_write_own, out, one))
         bar.set_postfix_str("pictures")
         with alone(out, "pictures", wait=True):
+            for part in out.glob(".coco_images_*.part"):  # 22 GB that a killed run left
+                part.unlink(missing_ok=True)
             _write_images(tree, out, image_size or min(224, *pixels), bar.update)
     return out
 
@@ -106,6 +112,10 @@ def _bar(total: int, progress: bool) -> tqdm:
     """Bytes are what a session of 1 GB and a picture of 500 kB have in common."""
     how = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
     return tqdm(total=total, desc="prepare", disable=not progress, **how)
+
+
+def _session_done(bar: tqdm, sizes: list[int], session: int) -> None:
+    bar.update(sizes[session - 1])
 
 
 def _sizes(files: list[Path]) -> list[int]:
@@ -214,6 +224,7 @@ class One:
     table: np.ndarray  # (trials, 17)
     labels: dict[str, np.ndarray]  # atlas -> (V,)
     ncsnr: np.ndarray  # (V,)
+    held_back: int  # of the sessions that are there, those that NSD's older release had not
 
     @property
     def name(self) -> str:
@@ -228,8 +239,9 @@ class One:
             [path.name, stat.st_size, stat.st_mtime_ns]
             for path, stat in zip(self.files, stats, strict=True)
         ]
-        read = partial(_read_session, self.files, self.mask.inside)
-        return Person(self.subject, self.table, read, self.ncsnr, recipe, sources)
+        files = [path.absolute() for path in self.files]  # workers may stand elsewhere
+        read = partial(_read_session, files, self.mask.inside)
+        return Person(self.subject, self.table, read, self.ncsnr, recipe, sources, self.held_back)
 
 
 def _read_session(files: list[Path], mask: np.ndarray, session: int) -> np.ndarray:
@@ -249,23 +261,34 @@ def _one(tree: Tree, subject: int, mask: str | Path | Sequence[str]) -> One:
         nsd_sessions.check(path, trials, chosen.inside.shape, chosen.name)
     ncsnr = chosen.of(files[0].with_name("ncsnr.nii.gz")).astype(np.float32)
     labels = nsd_masks.labels(rois, chosen)
-    return One(tree, subject, chosen, files, table, labels, ncsnr)
+    held_back = _held_back(tree, subject, len(files))
+    return One(tree, subject, chosen, files, table, labels, ncsnr, held_back)
+
+
+def _held_back(tree: Tree, subject: int, loaded: int) -> int:
+    """How many of the sessions that are there NSD's older release had not."""
+    last = nsd_tables.last_session(tree.responses(subject))
+    if tree.bricks[0] == IMAGES:  # its table may end with what was released
+        last = max(last, SESSIONS.get(subject, last))
+    return max(HELD_BACK - (last - loaded), 0)
 
 
 # -- what belongs to all ---------------------------------------------------------------------------
 
 
-def _write_common(
-    tree: Tree, out: Path, people: list[One], captions: dict[str, list[str]] | None
-) -> None:
-    """What belongs to all subjects: shared images, regions, indices, captions, true attributes."""
+def _write_own(out: Path, one: One) -> None:
+    """A person's part of files that all share: regions, places, indices; fits the betas' mask."""
+    regions = nsd_masks.regions(one.labels, len(one.mask.position))
+    update_hdf5(out / "brain_region_masks.hdf5", {one.name: regions})
+    update_hdf5(out / "voxels.hdf5", {one.name: _voxels(one)})
+    indices = one.table[:, IMAGE].astype(np.int64)
+    update_hdf5(out / "COCO_73k_subj_indices.hdf5", {one.name: indices})
+
+
+def _write_common(tree: Tree, out: Path, captions: dict[str, list[str]] | None) -> None:
+    """What belongs to all subjects: shared images, captions, true attributes."""
     with paths.write_beside(out / "shared1000.npy") as beside, beside.open("wb") as file:
         np.save(file, tree.plan.shared)
-    regions = {p.name: nsd_masks.regions(p.labels, len(p.mask.position)) for p in people}
-    update_hdf5(out / "brain_region_masks.hdf5", regions)
-    update_hdf5(out / "voxels.hdf5", {p.name: _voxels(p) for p in people})
-    indices = {p.name: p.table[:, IMAGE].astype(np.int64) for p in people}
-    update_hdf5(out / "COCO_73k_subj_indices.hdf5", indices)
     if tree.pictures is not None:
         with paths.write_beside(out / "stimuli.csv") as beside:
             tree.pictures.to_csv(beside, index=False)

@@ -124,6 +124,11 @@ def responses(path: Path, subject: int, sessions: int, plan: Design) -> np.ndarr
     return table[list(COLUMNS)].fillna(-1).to_numpy(np.float64)
 
 
+def last_session(path: Path) -> int:
+    """The last session that responses.tsv knows, whether its betas are there or not."""
+    return int(_table(path).SESSION.max())
+
+
 def _table(path: Path) -> pd.DataFrame:
     """Numbers in every column that is read; row i of the index is line i + 2 of the file."""
     table = read_csv(path, READ, sep="\t", skip_blank_lines=False).dropna(how="all")

@@ -283,9 +283,26 @@ def test_a_worker_that_sees_other_folders_is_named(tmp_path, log):
     refused(
         ValueError,
         match,
-        lambda: layout_writing._write_session(tmp_path / "elsewhere", read, task),
+        lambda: layout_writing._write_session(tmp_path / "elsewhere", "{}", read, task),
     )
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_worker_of_a_killed_run_keeps_no_session_in_the_folder_of_the_next(
+    tmp_path, log, monkeypatch
+):
+    interrupted(tmp_path, log, monkeypatch)
+    staged = layout_writing._staging(tmp_path, person(1, log))
+    made_from = (staged / layout_writing.MADE_FROM).read_text()
+    layout_writing._staging(tmp_path, person(1, log, recipe={"mask": "V1"}))
+    task, read = (2, np.ones(TRIALS, bool)), layout_worker.Read(1, log)
+    match = "begun anew with other choices: session 2 is late"
+    refused(
+        ValueError,
+        match,
+        lambda: layout_writing._write_session(staged, made_from, read, task),
+    )
+    assert [path.name for path in staged.iterdir()] == [layout_writing.MADE_FROM]
 
 
 # -- two at once -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from contextlib import chdir, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +12,13 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
+import tiny_nsd
 from joblib import Parallel, delayed
 from scipy.io import loadmat, savemat
 
 from mindeye2_lite import nsd_raw, nsd_sessions
+from mindeye2_lite.layout import SESSION, read_records
+from mindeye2_lite.layout_writing import alone
 from mindeye2_lite.nsd_raw import prepare
 
 BETAS = "betas_all_subj01_fp32_renorm.hdf5"
@@ -427,6 +431,23 @@ def test_answers_of_sessions_that_were_held_back_are_left_out(tree, out, small_r
     ]
 
 
+@pytest.mark.parametrize("answers", ["of all sessions", "of those released"])
+def test_of_few_sessions_that_are_loaded_the_older_test_split_keeps_all(
+    out, tmp_path, monkeypatch, answers
+):
+    tree = tiny_nsd.write(tmp_path / "raw", sessions=6, trials=12)
+    for session in (4, 5, 6):
+        tree.session(session).unlink()
+    if answers == "of those released":
+        table = tree.responses()
+        tiny_nsd.write_responses(tree.behavior(), table[table.SESSION <= 3])
+        monkeypatch.setattr(nsd_raw, "IMAGES", tree.num_images)  # as if it were NSD itself
+    run(tree, out)
+    found = {s: read_records(out / f"wds/subj01/{s}/0.tar") for s in ("test", "new_test")}
+    assert set(found["test"][:, SESSION]) == {1, 2, 3}
+    assert np.array_equal(found["test"], found["new_test"])
+
+
 def test_betas_without_answers_are_named(tree, out):
     tree.edit(tree.responses, lambda t: t.drop(index=range(225, 300)))
     match = "betas_session04.hdf5 .*responses.tsv has no trials of session 4"
@@ -598,6 +619,61 @@ def test_other_choices_in_the_same_folder_leave_everything_as_it_is(tree, small_
     with pytest.raises(ValueError, match="was made with mask 'nsdgeneral', not 'V1', voxels"):
         run(tree, tmp_path / "out", mask="V1")
     assert contents(tmp_path / "out", recipe=True) == contents(small_root, recipe=True)
+
+
+def test_sessions_loaded_after_a_person_was_finished_are_not_passed_over(tree, small_root, out):
+    late = tree.sessions[3].rename(tree.root / "still loading")
+    run(tree, out)
+    before = contents(out, recipe=True)
+    late.rename(tree.betas / "betas_session04.hdf5")
+    match = r"was made of 3 sessions \(225 trials\), now there are 4 \(300\): .* or delete it"
+    with pytest.raises(ValueError, match=match):
+        run(tree, out)
+    assert contents(out, recipe=True) == before
+    (out / BETAS).unlink()
+    run(tree, out)
+    assert contents(out, recipe=True) == contents(small_root, recipe=True)
+
+
+def test_whoever_comes_second_with_another_mask_leaves_the_regions_of_the_first(tree, out):
+    """The first has no betas yet that could tell: only the lock does."""
+    run(tree, out)
+    before = rois(out)
+    (out / BETAS).unlink()
+    with alone(out, "subj01"):
+        with pytest.raises(ValueError, match="another process is writing subj01"):
+            run(tree, out, mask="V1")
+    found = rois(out)
+    assert all(np.array_equal(found[name], before[name]) for name in before)
+    with h5py.File(out / "voxels.hdf5") as file:
+        assert len(file["subj01/position"]) == len(before["nsd_general"])
+
+
+def test_pictures_that_a_killed_run_had_begun_are_removed(tree, small_root, out):
+    out.mkdir()
+    (out / ".coco_images_64_float16.hdf5.123.part").write_bytes(b"half")
+    run(tree, out)
+    assert contents(out) == contents(small_root)
+
+
+def test_workers_that_stand_in_another_folder_find_the_files(tree, small_root, monkeypatch):
+    """As those of a cluster do; paths are given from where the command was typed."""
+    monkeypatch.chdir(tree.root.parent)
+    (tree.root.parent / "elsewhere").mkdir()
+
+    @contextmanager
+    def workers(executor):
+        def elsewhere(function, tasks):
+            for task in tasks:
+                with chdir("elsewhere"):
+                    result = function(task)
+                yield result
+
+        yield elsewhere
+
+    monkeypatch.setattr(nsd_raw, "workers", workers)
+    prepare(tree.root.name, "out", progress=False)
+    assert contents(Path("out")) == contents(small_root)
 
 
 def test_a_layout_without_a_recipe_is_accepted(tree, small_root, tmp_path):
