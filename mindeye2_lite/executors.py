@@ -3,9 +3,10 @@
     with workers("dask://10.0.0.1:8786") as run:
         for result in run(function, tasks): ...      in whatever order they are done
 
-"local" (a process per core) and "local:3", "serial" (this process), "dask://HOST:PORT" (the
-workers of a running Dask scheduler, for instance of dask-jobqueue under Slurm; they must see the
-same folders). A function and its tasks must be picklable; the first error ends all.
+"local" (a process per core, four at most) and "local:3", "serial" (this process),
+"dask://HOST:PORT" (the workers of a running Dask scheduler, for instance of dask-jobqueue under
+Slurm; they must see the same folders). A function and its tasks must be picklable; the first
+error ends all.
 """
 
 import os
@@ -18,6 +19,7 @@ from functools import partial
 from typing import Any
 
 PATIENCE = 10  # seconds that a Dask scheduler has to answer
+MOST = 4  # processes that "local" starts: each holds a session of a full-size person
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 
@@ -43,7 +45,7 @@ def workers(executor: str = "serial") -> Iterator[Run]:
 
 
 def _count(executor: str) -> int:
-    number = executor.partition(":")[2] or str(os.cpu_count() or 1)
+    number = executor.partition(":")[2] or str(min(os.cpu_count() or 1, MOST))
     if not (number.isdecimal() and int(number) > 0):
         raise ValueError(f"executor {executor!r}: give a number of processes, as in local:4")
     return int(number)

@@ -66,7 +66,9 @@ def _is_row(content: np.ndarray, member: tarfile.TarInfo, columns: int) -> bool:
         row = np.load(io.BytesIO(array), allow_pickle=False)
     except Exception:  # numpy has many kinds; who reads member by member says what is wrong
         return False
-    return isinstance(row, np.ndarray) and row.shape == (1, columns) and row.dtype == np.dtype("<f8")
+    return (
+        isinstance(row, np.ndarray) and row.shape == (1, columns) and row.dtype == np.dtype("<f8")
+    )
 
 
 def _same(samples: np.ndarray, member: tarfile.TarInfo) -> bool:

@@ -78,6 +78,8 @@ def test_two_local_processes_do_every_task_once(tmp_path):
 def test_local_is_a_process_per_core(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     assert done("local", square, [2]) == [(4, os.getpid())]
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert executors._count("local") == 4  # each holds a session of a full-size person
 
 
 def test_two_dask_workers_do_every_task_once(dask, tmp_path):
