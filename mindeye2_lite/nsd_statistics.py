@@ -73,7 +73,7 @@ def noise_ceiling(
 def estimate_ncsnr(trials: Trials) -> np.ndarray:
     """ncsnr (V,) from the spread between repeats of the same image, as NSD's own files have it.
 
-    noise variance = mean over images of the variance between repeats; signal variance = total
+    noise variance = the variance between repeats, pooled over images; signal variance = total
     minus noise, at least 0.
     """
     voxels = trials.voxels.numpy().astype(np.float64)

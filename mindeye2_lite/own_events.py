@@ -47,6 +47,22 @@ def natural(text: str) -> list:
     return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"(\d+)", text)]
 
 
+def check_order(labels: Sequence[str], what: str, where: str) -> None:
+    """ValueError where blocks of labels come in another order than that in which they are sorted.
+
+    Betas have no labels: whoever lists pre before post, and 10 before 2, would get the pictures of
+    another session. Labels that come in turn, as in a table sorted by picture, are only sorted.
+    """
+    blocks = [one for one, before in zip(labels, [None, *labels], strict=False) if one != before]
+    in_order = sorted(blocks, key=natural)
+    if len(set(blocks)) == len(blocks) and blocks != in_order:
+        place = next(i for i, (a, b) in enumerate(zip(blocks, in_order, strict=True)) if a != b)
+        raise ValueError(
+            f"{what} {where} come with {blocks[place]!r} before {in_order[place]!r}: number them "
+            "and list them in the order of time (a pattern such as *.npy in quotes)"
+        )
+
+
 def read_events(
     what: str | Path | Sequence[str | Path],
     pictures: Pictures,
@@ -71,6 +87,11 @@ def read_events(
     whole = pd.concat(tables, ignore_index=True)
     if not len(whole):
         raise ValueError(f"{files[0]} has no line with a picture")
+    sessions, runs = list(map(str, whole.session)), np.array(list(map(str, whole.run)))
+    check_order(sessions, "sessions", f"of {files[0]}")
+    for session in dict.fromkeys(sessions):
+        here = runs[np.array(sessions) == session].tolist()
+        check_order(here, "runs", f"of session {session} in {files[0]}")
     keys = [
         (natural(str(session)), natural(str(run)), onset)
         for session, run, onset in zip(whole.session, whole.run, whole.onset, strict=True)
@@ -101,8 +122,10 @@ def _table(
         if 0 < len(empty) < len(table):
             raise ValueError(f"{path} line {empty[0] + 2}: {name} is empty, elsewhere it is not")
     events = pd.DataFrame(said, index=table.index)
-    if events.run.isna().all() and (np.diff(events.onset) < 0).any():
-        back = int(events.index[1:][np.diff(events.onset) < 0][0])
+    same = (events.session == events.session.shift()) | events.session.isna()
+    goes_back = (events.onset.diff() < 0) & same
+    if events.run.isna().all() and goes_back.any():
+        back = int(events.index[goes_back][0])
         raise ValueError(
             f"{path} line {back + 2}: onset goes back, and there is no column run: add one, or "
             "sort the lines"

@@ -25,7 +25,7 @@ from mindeye2_lite.glmsingle import read_results
 from mindeye2_lite.layout import open_hdf5, reading, there
 from mindeye2_lite.own_checks import BLOCK, Stored
 from mindeye2_lite.own_data import from_arrays
-from mindeye2_lite.own_events import matching, read_events
+from mindeye2_lite.own_events import check_order, matching, read_events
 from mindeye2_lite.own_pictures import open_pictures
 from mindeye2_lite.own_split import Split
 
@@ -341,6 +341,7 @@ class Betas:
 def open_betas(what: Files, trials: int, mask: str | Path | None = None) -> Betas:
     """The betas of files that together have `trials` trials. ValueError where they have not."""
     paths = matching(what, "betas")
+    check_order([path.as_posix() for path in paths], "betas", f"files beside {paths[0].parent}")
     arrays = [open_array(path) for path in paths]
     for path, array in zip(paths, arrays, strict=True):
         if array.dtype.kind == "b":

@@ -403,6 +403,44 @@ def test_of_several_files_each_is_a_session_and_ten_comes_after_two(study, tmp_p
     assert [names[i] for i in trials.image_id] == SHOWN.tolist()
 
 
+def test_files_in_the_shells_order_are_refused_since_ten_comes_before_two(study, tmp_path):
+    paths = [tmp_path / f"s{number}.npy" for number in (10, 2)]
+    for path, rows in zip(paths, (slice(40, 90), slice(0, 40)), strict=True):
+        np.save(path, BETAS[rows])
+    match = r"betas files beside .*s10.npy' before '.*s2.npy': number them.*pattern.*in quotes"
+    with pytest.raises(ValueError, match=match):
+        from_files(tmp_path / "o", paths, study / "events.tsv", study / "stimuli", **QUIET)
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    "session, run, said",
+    [
+        (["pre", "post"], [1, 1], "sessions of .*'pre' before 'post'"),
+        (["2", "1"], [1, 1], "sessions of .*'2' before '1'"),
+        (["1", "1"], ["rest", "faces"], "runs of session 1 in .*'rest' before 'faces'"),
+    ],
+)
+def test_labels_that_would_be_sorted_into_another_order_are_refused(
+    study, tmp_path, session, run, said
+):
+    rows = "\n".join(
+        f"{4 * i}\t{SHOWN[i]}\t{session[i >= 40]}\t{run[i >= 40]}" for i in range(TRIALS)
+    )
+    (tmp_path / "e.tsv").write_text("onset\tstim_file\tsession\trun\n" + rows)
+    with pytest.raises(ValueError, match=said + ": number them"):
+        files(study, tmp_path / "o", events=str(tmp_path / "e.tsv"))
+
+
+def test_onsets_may_start_anew_with_every_session(study, tmp_path):
+    rows = "\n".join(f"{4 * (i % 40)}\t{SHOWN[i]}\t{1 + i // 40}" for i in range(TRIALS))
+    (tmp_path / "e.tsv").write_text("onset\tstim_file\tsession\n" + rows)
+    files(study, tmp_path / "o", events=str(tmp_path / "e.tsv"))
+    trials = everything(Subject(tmp_path / "o", 1))
+    assert [sorted(IMAGES)[i] for i in trials.image_id] == SHOWN.tolist()
+    assert trials.session.tolist() == [1] * 40 + [2] * 40 + [3] * 10
+
+
 def test_runs_and_sessions_come_from_columns_or_from_bids_names(study, tmp_path):
     folder = tmp_path / "bids"
     for ses, run, rows in ((1, 2, slice(20, 40)), (1, 1, slice(0, 20)), (2, 1, slice(40, 90))):
