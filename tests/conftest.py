@@ -24,6 +24,7 @@ NEED_ITS_MODEL = (
     "03_contrastive_retrieval",
 )
 LAST = "01_nsd_loading"
+SHORT = ("test_nsd_fuzz", "test_own_fuzz", "test_nsd_raw", "test_cli")  # so that both end together
 
 
 def once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
@@ -103,8 +104,8 @@ def write_nsd_forms(folder: Path) -> None:
 
 def turn(path: Path) -> int:
     """Files of the same number keep their order."""
-    if path.stem in (PRETRAINS, LAST):
-        return 0 if path.stem == PRETRAINS else 99
+    if path.stem in (PRETRAINS, LAST, *SHORT):
+        return 0 if path.stem == PRETRAINS else 98 + (path.stem in SHORT)
     if path.stem in NEED_ITS_MODEL:
         return 3 + NEED_ITS_MODEL.index(path.stem)
     return 2 if path.suffix == ".ipynb" else 1

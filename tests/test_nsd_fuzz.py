@@ -39,8 +39,8 @@ from tiny_nsd import (
 from mindeye2_lite import layout, nsd
 
 PLAN = Plan(sessions=2, trials=6, seed=5)
-CUTS = {"empty": 0, "one-byte": 1e-9, "half": 0.5, "less-one": 1}
-FLIPS = (0.002, 0.3, 0.99)
+CUTS = {"empty": 0, "half": 0.5, "less-one": 1}
+FLIPS = (0.002, 0.3)
 INSTEAD = ("nothing", "folder", "loop", "dangling link")
 
 

@@ -79,7 +79,7 @@ def same(one: Trials, other: Trials) -> bool:
 # -- splits ----------------------------------------------------------------------------------------
 
 
-@any_of(10, plan=PLANS, split=SPLITS, normalize=NORMALIZE, k=st.integers(1, 5))
+@any_of(6, plan=PLANS, split=SPLITS, normalize=NORMALIZE, k=st.integers(1, 5))
 def test_no_test_image_is_ever_in_training(plan, split, normalize, k):
     with prepared(plan) as (tree, root):
         for number in plan.subjects:
@@ -91,7 +91,7 @@ def test_no_test_image_is_ever_in_training(plan, split, normalize, k):
             assert not tree.is_shared[train.image_id].any()
 
 
-@any_of(10, plan=PLANS)
+@any_of(6, plan=PLANS)
 def test_no_trial_is_lost_or_doubled(plan):
     with prepared(plan) as (tree, root):
         for number in plan.subjects:
@@ -117,7 +117,7 @@ def recovered(subject: Subject, trials: Trials) -> np.ndarray:
     return np.rint((trials.voxels.numpy() * std[session] + mean[session]) * 300)
 
 
-@any_of(10, plan=PLANS)
+@any_of(6, plan=PLANS)
 def test_betas_pictures_and_behavior_speak_of_the_same_trial(plan):
     with prepared(plan) as (tree, root):
         for number in plan.subjects:
@@ -146,7 +146,7 @@ def check_behavior(trials: Trials, table) -> None:
         assert (behavior[name] == table[name].fillna(-1)).all()
 
 
-@any_of(10, plan=PLANS)
+@any_of(6, plan=PLANS)
 def test_labels_and_noise_ceilings_belong_to_their_voxels(plan):
     with prepared(plan) as (tree, root):
         for number in plan.subjects:
@@ -184,7 +184,7 @@ def far_off(tree: Tree, subject: int, session: int, trials: np.ndarray) -> None:
     tiny_nsd.write_session(tree.session(session, subject), volumes, tree.plan.form)
 
 
-@any_of(8, plan=PLANS, k=st.integers(1, 4), later=st.integers(1, 4))
+@any_of(5, plan=PLANS, k=st.integers(1, 4), later=st.integers(1, 4))
 def test_normalization_of_one_session_never_reads_another(plan, k, later):
     assume(plan.sessions > 1)
     k = min(k, plan.sessions - 1)
@@ -213,7 +213,7 @@ def test_normalization_of_one_session_never_reads_another(plan, k, later):
         assert seen[changed - 1].any()  # the change is one that would be noticed
 
 
-@any_of(8, plan=PLANS, k=st.integers(1, 5))
+@any_of(5, plan=PLANS, k=st.integers(1, 5))
 def test_statistics_come_from_training_trials_only(plan, k):
     k = min(k, plan.sessions)
     with prepared(plan) as (tree, root):
@@ -228,7 +228,7 @@ def test_statistics_come_from_training_trials_only(plan, k):
             assert (ours == theirs).all()
 
 
-@any_of(8, plan=PLANS)
+@any_of(5, plan=PLANS)
 def test_training_voxels_have_mean_zero_and_deviation_one_in_each_session(plan):
     with prepared(plan) as (_, root):
         train = Subject(root, plan.subjects[0]).train()
@@ -243,7 +243,7 @@ def test_training_voxels_have_mean_zero_and_deviation_one_in_each_session(plan):
 # -- repeats ---------------------------------------------------------------------------------------
 
 
-@any_of(80, ids=st.lists(st.integers(0, 9), min_size=1, max_size=24), n=st.integers(1, 4))
+@any_of(40, ids=st.lists(st.integers(0, 9), min_size=1, max_size=24), n=st.integers(1, 4))
 def test_repeats_are_the_showings_in_order_and_the_first_fills_gaps(ids, n):
     image_id = torch.tensor(ids)
     voxels = torch.arange(len(ids), dtype=torch.float32)[:, None]
@@ -255,7 +255,7 @@ def test_repeats_are_the_showings_in_order_and_the_first_fills_gaps(ids, n):
         assert filled == ([showings[0]] * max(n - len(showings), 0) + showings)[:n]
 
 
-@any_of(8, plan=PLANS)
+@any_of(5, plan=PLANS)
 def test_repeats_of_a_subject_belong_to_their_image(plan):
     with prepared(plan) as (tree, root):
         for number in plan.subjects:
@@ -270,7 +270,7 @@ def test_repeats_of_a_subject_belong_to_their_image(plan):
                     assert here.tolist() == list(range(counts[image]))
 
 
-@any_of(8, plan=PLANS, data=st.data())
+@any_of(5, plan=PLANS, data=st.data())
 def test_any_rows_are_those_of_the_whole(plan, data):
     with prepared(plan) as (tree, root):
         subject = Subject(root, plan.subjects[0])
@@ -280,7 +280,7 @@ def test_any_rows_are_those_of_the_whole(plan, data):
         assert (subject.voxels(np.array(asked, int)) == whole[asked]).all()
 
 
-@any_of(8, plan=PLANS, split=SPLITS, normalize=NORMALIZE, k=st.integers(1, 5), data=st.data())
+@any_of(5, plan=PLANS, split=SPLITS, normalize=NORMALIZE, k=st.integers(1, 5), data=st.data())
 def test_pairs_are_the_trials_of_their_split_with_their_pictures(plan, split, normalize, k, data):
     k = min(k, plan.sessions)
     with prepared(plan) as (_, root):
@@ -314,7 +314,7 @@ STUDIES = st.fixed_dictionaries(
 )
 
 
-@any_of(12, study=STUDIES)
+@any_of(8, study=STUDIES)
 def test_a_proposed_split_shares_no_picture_and_uses_every_trial_once(study):
     rng = np.random.default_rng(study["seed"])
     shown = rng.integers(0, study["images"], study["trials"])
