@@ -8,7 +8,7 @@ READY = $(VENV)/.ready
 book: $(READY)  # run every notebook that is not fresh, then build _build/html
 	$(BIN)/mindeye2-lite book
 test: $(READY)  # unit tests, and every notebook from top to bottom
-	OMP_NUM_THREADS=1 MINDEYE2_LITE_BATCH=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout 1800 tests notebooks
+	OMP_NUM_THREADS=1 MINDEYE2_LITE_BATCH=1 $(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout 1800 tests notebooks
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

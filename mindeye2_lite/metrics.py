@@ -9,21 +9,28 @@ of pictures and a 95% interval. Read with notebook 10.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from skimage.color import rgb2gray
-from skimage.metrics import structural_similarity
 from torch import Tensor
-from torchvision.transforms.functional import resize as torchvision_resize
 
-from mindeye2_lite import paths
+from mindeye2_lite import paths, pixels
+from mindeye2_lite.pixels import (
+    SIZE,
+    check_pairs,
+    pixcorr,
+    pixcorr_per_image,
+    resize,
+    resized,
+    ssim,
+    ssim_per_image,
+)
 
-SIZE = 425  # pixels a side for PixCorr and SSIM (as in the released code)
+__all__ = ["SIZE", "pixcorr", "pixcorr_per_image", "resize", "resized", "ssim", "ssim_per_image"]
 TWO_WAY = ("Alex(2)", "Alex(5)", "Incep", "CLIP")
 DISTANCE = ("Eff", "SwAV")
 
@@ -61,62 +68,6 @@ def bootstrap(per_image: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[
     means = [per_image[rng.integers(n, size=n)].mean() for _ in range(draws)]
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
-
-
-def resize(images: Float[Tensor, "images 3 _ _"], size: int) -> Float[Tensor, "images 3 size size"]:
-    """Bilinear without antialiasing, as torchvision 0.16 resizes tensors: all metrics use it."""
-    return torchvision_resize(images, [size, size], antialias=False)
-
-
-# --- pixels
-
-
-def pixcorr(
-    reconstruction: Float[Tensor, "images 3 _ _"],
-    seen: Float[Tensor, "others 3 _ _"],
-    size: int = SIZE,
-) -> float:
-    """Pearson's r between two pictures' RGB values at `size` pixels a side, averaged over pairs.
-
-    In float64. Official: float32, whose long sums disturb the sixth digit; and NaN if a picture is
-    all of one color, where here the pair counts 0.
-    """
-    return float(pixcorr_per_image(reconstruction, seen, size).mean())
-
-
-def pixcorr_per_image(
-    reconstruction: Float[Tensor, "images 3 _ _"],
-    seen: Float[Tensor, "others 3 _ _"],
-    size: int = SIZE,
-) -> Float[np.ndarray, " images"]:
-    """`pixcorr` of each pair. ValueError if the numbers of pictures differ."""
-    _same_number(reconstruction, seen)
-    pairs = _batches(reconstruction, seen, size=size)
-    return np.concatenate([(_standard(a) * _standard(b)).sum(1).numpy() for a, b in pairs])
-
-
-def ssim(
-    reconstruction: Float[Tensor, "images 3 _ _"],
-    seen: Float[Tensor, "others 3 _ _"],
-    size: int = SIZE,
-) -> float:
-    """Structural similarity of the gray pictures at `size` pixels a side, averaged over pairs.
-
-    Gaussian window with sigma 1.5 pixels, population covariance, data range 1 (Wang et al. 2004).
-    A picture of nothing but smooth gray scores well on it: read it beside its controls.
-    """
-    return float(ssim_per_image(reconstruction, seen, size).mean())
-
-
-def ssim_per_image(
-    reconstruction: Float[Tensor, "images 3 _ _"],
-    seen: Float[Tensor, "others 3 _ _"],
-    size: int = SIZE,
-) -> Float[np.ndarray, " images"]:
-    """`ssim` of each pair. ValueError if the numbers of pictures differ."""
-    _same_number(reconstruction, seen)
-    pairs = _batches(reconstruction, seen, size=size)
-    return np.concatenate([_structure(a, b) for a, b in pairs])
 
 
 # --- features of a judge
@@ -199,7 +150,7 @@ def evaluate(
     that are absent are left out. ValueError if the pictures do not pair up or are fewer than two:
     without a second picture nothing can be identified.
     """
-    _same_number(reconstruction, seen)
+    check_pairs(reconstruction, seen)
     if through is not None:
         reconstruction = resize(reconstruction, through)
     seen = _to_size_of(reconstruction, seen)
@@ -272,39 +223,12 @@ def published() -> pd.DataFrame:
 
 def _pixel_scores(reconstruction: Tensor, seen: Tensor, size: int, seed: int) -> dict[str, Score]:
     """PixCorr and SSIM in one pass. Chance: all wrong pairs for PixCorr, one shuffle for SSIM."""
-    strangers = seen[_strangers(len(seen), seed)]
-    r, structure, by_chance, total_a, total_b = [], [], [], 0.0, 0.0
-    for recon, true, other in _batches(reconstruction, seen, strangers, size=size):
-        a, b = _standard(recon), _standard(true)
-        r.append((a * b).sum(1).numpy())
-        total_a, total_b = total_a + a.sum(0), total_b + b.sum(0)
-        structure.append(_structure(recon, true))
-        by_chance.append(_structure(recon, other))
-    r, n = np.concatenate(r), len(seen)
-    # Σ_{i≠j} a_i·b_j = (Σ a_i)·(Σ b_j) − Σ a_i·b_i
-    wrong = (float(total_a @ total_b) - r.sum()) / (n * (n - 1))
-    shuffled = float(np.concatenate(by_chance).mean())
+    r, wrong = pixels.pixcorr_and_chance(reconstruction, seen, size)
+    structure, shuffled = pixels.ssim_and_chance(reconstruction, seen, size, seed=seed)
     return {
-        "PixCorr": score("PixCorr", r, chance=float(wrong), seed=seed),
-        "SSIM": score("SSIM", np.concatenate(structure), chance=shuffled, seed=seed),
+        "PixCorr": score("PixCorr", r, chance=wrong, seed=seed),
+        "SSIM": score("SSIM", structure, chance=shuffled, seed=seed),
     }
-
-
-def _structure(a: Tensor, b: Tensor) -> np.ndarray:
-    # scikit-image and not torchmetrics: they pad differently, and the paper used scikit-image
-    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    pairs = zip(_gray(a), _gray(b), strict=True)
-    return np.array(
-        [structural_similarity(p, q, data_range=1.0, **options) for p, q in pairs], float
-    )
-
-
-def _strangers(n: int, seed: int) -> np.ndarray:
-    """For each picture another one: a shuffle in which nobody keeps their own."""
-    order = np.random.default_rng(seed).permutation(n)
-    partner = np.empty(n, dtype=np.int64)
-    partner[order] = np.roll(order, 1)
-    return partner
 
 
 def _stranger_distance(true: Tensor, recon: Tensor) -> float:
@@ -320,13 +244,7 @@ def _features(judge: Judge, images: Tensor, batch: int) -> Tensor:
 def _to_size_of(reconstruction: Tensor, seen: Tensor) -> Tensor:
     if seen.shape[-2:] == reconstruction.shape[-2:]:
         return seen
-    return torchvision_resize(seen, list(reconstruction.shape[-2:]), antialias=False)
-
-
-def _batches(*images: Tensor, size: int) -> Iterator[tuple[Tensor, ...]]:
-    # two at a time fit the processor's cache: three times as fast as sixteen (measured)
-    for parts in zip(*(x.split(2) for x in images), strict=True):
-        yield tuple(resize(x.detach().cpu().float(), size) for x in parts)
+    return resized(seen, reconstruction.shape[-2:])
 
 
 def _standard(rows: Tensor) -> Tensor:
@@ -335,10 +253,6 @@ def _standard(rows: Tensor) -> Tensor:
     rows = rows - rows.mean(1, keepdim=True)
     length = rows.norm(dim=1, keepdim=True)
     return torch.where(length > 0, rows / length.clamp_min(1e-300), 0.0)
-
-
-def _gray(images: Tensor) -> np.ndarray:
-    return rgb2gray(images.permute(0, 2, 3, 1).numpy())
 
 
 def _same_number(reconstruction: Tensor, seen: Tensor) -> None:

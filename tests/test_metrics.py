@@ -130,10 +130,26 @@ def test_chance_of_pixcorr_is_the_mean_over_all_wrong_pairs(pictures, generator)
     assert metrics.evaluate(recon, pictures, {}, size=32)["PixCorr"].chance == pytest.approx(wrong)
 
 
-def test_no_stranger_is_oneself():
-    for n in (2, 3, 50):
-        partner = metrics._strangers(n, seed=n)
-        assert sorted(partner) == list(range(n)) and (partner != np.arange(n)).all()
+def test_chance_of_ssim_is_that_of_pairs_in_which_nobody_meets_oneself(generator):
+    for n in (2, 3, 20):  # 20 pictures are more than are worked out at once
+        some = torch.rand(n, 3, 16, 16, generator=generator)
+        matrix = np.array([metrics.ssim_per_image(some, x.expand_as(some), 32) for x in some])
+        order = np.random.default_rng(n).permutation(n)
+        expected = matrix[np.roll(order, 1), order].mean()
+        score = metrics.evaluate(some, some, {}, seed=n, size=32)["SSIM"]
+        assert score.chance == pytest.approx(expected, abs=1e-6) and score.value > 0.999999
+
+
+@pytest.mark.parametrize("side", ["reconstruction", "seen picture"])
+def test_a_picture_that_holds_nan_is_named_in_one_line(pictures, side):
+    spoiled = pictures.clone()
+    spoiled[9, 1, 3, 3] = torch.nan
+    pair = (spoiled, pictures) if side == "reconstruction" else (pictures, spoiled)
+    for score in (metrics.pixcorr_per_image, metrics.ssim_per_image):
+        with pytest.raises(ValueError, match=rf"^{side} 9 \(counted from 0\) holds NaN[^\n]*$"):
+            score(*pair)
+    with pytest.raises(ValueError, match=rf"^{side} 9 \(counted from 0\) holds NaN[^\n]*$"):
+        metrics.evaluate(*pair, judges(), size=64)
 
 
 def test_the_interval_covers_the_mean_and_follows_the_seed(generator):

@@ -28,7 +28,7 @@ config paths tar_records
 layout executors
 layout_writing
 ridge backbone low_level prior losses released
-retrieval metrics captions_metrics verdict
+pixels metrics captions_metrics retrieval verdict
 viz viz_data teaching
 sprites painting backdrops scenes
 unclip_sampling unclip_names unclip_released
