@@ -20,7 +20,8 @@ strip: $(READY)  # no outputs and no counts in git
 clean:
 	rm -rf _build book/notebooks
 
+# Without --no-compile pip compiles thousands of files that nothing imports, for a minute.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[book,dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[book,dev]'
 	touch $@

@@ -58,7 +58,7 @@ def _address(executor: str) -> str:
     return f"tcp://{place}"
 
 
-def _processes(count: int, function: Callable, tasks: Iterable) -> Iterator:
+def _processes(count: int, function: Callable, tasks: Iterable) -> Iterator[Any]:
     tasks = list(tasks)
     if min(count, len(tasks)) < 2:
         yield from map(function, tasks)
@@ -87,7 +87,7 @@ def _client(address: str):
         raise ValueError(f"no Dask scheduler answers at {address}: is it running?") from error
 
 
-def _cluster(client, function: Callable, tasks: Iterable) -> Iterator:
+def _cluster(client, function: Callable, tasks: Iterable) -> Iterator[Any]:
     from distributed import KilledWorker, as_completed
 
     futures = client.map(function, list(tasks), pure=False, retries=1)

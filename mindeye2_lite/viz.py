@@ -16,7 +16,6 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
-from scipy import stats
 from torch import Tensor
 
 # Okabe and Ito's eight colors stay apart for the common kinds of color blindness. A stage of the
@@ -354,6 +353,8 @@ def sessions_curve(
 def _start(
     ax: Axes, place: int, name: str, by_session: Mapping[int, Any], shift: Any, beside: Any
 ) -> None:
+    from scipy import stats  # half a second for which no other figure needs to wait
+
     color, marker = ORDER[place % len(ORDER)], MARKERS[place % len(MARKERS)]
     sessions = sorted(by_session)
     seeds = [np.array([_triple(v)[0] for v in by_session[k]]) for k in sessions]

@@ -5,7 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from beartype import BeartypeConf
+from beartype.claw import beartype_package
 from filelock import FileLock
+from jaxtyping import install_import_hook
+
+# While tests run, every call into the package is checked against its annotations. jaxtyping knows
+# shapes, and takes a third of the time of all tests where it wraps every function: so it has the
+# modules that speak of shapes, and beartype alone the others.
+PACKAGE = Path(__file__).parents[1] / "mindeye2_lite"
+SHAPED = [path for path in PACKAGE.glob("*.py") if "from jaxtyping import" in path.read_text()]
+install_import_hook([f"{PACKAGE.name}.{path.stem}" for path in SHAPED], "beartype.beartype")
+beartype_package(PACKAGE.name, conf=BeartypeConf(claw_is_pep526=False))
 
 # `make test` gives three processes whole files in this order (pytest-xdist's loadscope); three on
 # two cores, since each waits for disks, kernels and browsers a fifth of its time. From an empty

@@ -276,3 +276,16 @@ def exists(folder: Path, target: str) -> bool:
     bases = [folder, ROOT] if folder == ROOT / "book" else [folder]
     names = [target, f"{target}.md", f"{target}.ipynb"]
     return any((base / name).is_file() for base in bases for name in names)
+
+
+def test_calls_into_the_package_are_checked_against_their_annotations():
+    import torch
+    from beartype.roar import BeartypeCallHintParamViolation
+    from jaxtyping import TypeCheckError
+
+    from mindeye2_lite import paths, retrieval
+
+    with pytest.raises(TypeCheckError):  # shapes
+        retrieval.similarities(torch.zeros(()), torch.zeros(2, 3))
+    with pytest.raises(BeartypeCallHintParamViolation):  # a module that speaks of none
+        paths.runs(3)
