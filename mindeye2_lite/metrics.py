@@ -224,7 +224,8 @@ def published() -> pd.DataFrame:
 def _pixel_scores(reconstruction: Tensor, seen: Tensor, size: int, seed: int) -> dict[str, Score]:
     """PixCorr and SSIM in one pass. Chance: all wrong pairs for PixCorr, one shuffle for SSIM."""
     r, wrong = pixels.pixcorr_and_chance(reconstruction, seen, size)
-    structure, shuffled = pixels.ssim_and_chance(reconstruction, seen, size, seed=seed)
+    structure = pixels.similarities(reconstruction, seen, size)
+    shuffled = pixels.ssim_chance(reconstruction, seen, size, seed=seed)
     return {
         "PixCorr": score("PixCorr", r, chance=wrong, seed=seed),
         "SSIM": score("SSIM", structure, chance=shuffled, seed=seed),

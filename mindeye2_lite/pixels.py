@@ -20,7 +20,9 @@ SIZE = 425  # pixels a side for PixCorr and SSIM (as in the released code)
 GRAY = (0.2125, 0.7154, 0.0721)  # scikit-image's rgb2gray
 SIGMA, RADIUS = 1.5, 5  # pixels; scikit-image cuts its Gaussian at 3.5 sigma
 C1, C2 = 0.01**2, 0.03**2  # Wang et al. 2004, data range 1
-PAIRS = 8  # at once: more fit the processor's cache no longer
+PAIRS = 2  # at once, for PixCorr: more fit the processor's cache no longer (measured)
+GRAY_AT_ONCE = 16  # pictures that are resized at once, for SSIM: few and small, and much faster
+STRANGERS = 100  # pairs that the chance of SSIM is taken from
 
 
 def resize(images: Float[Tensor, "images 3 _ _"], size: int) -> Float[Tensor, "images 3 size size"]:
@@ -34,6 +36,19 @@ def resized(
     """As `resize`, to any height and width."""
     # not torchvision's function, which calls this one, since importing torchvision takes seconds
     return F.interpolate(images, size, mode="bilinear", align_corners=False)
+
+
+def resize_many(
+    images: Float[Tensor, "images channels _ _"], size: int
+) -> Float[Tensor, "images channels size size"]:
+    """`resize` with pictures as channels: several times as fast, same numbers, not contiguous."""
+    n, channels, height, width = images.shape
+    if (height, width) == (size, size):
+        return images
+    last = images.reshape(1, n * channels, height, width)
+    last = last.contiguous(memory_format=torch.channels_last)
+    found = F.interpolate(last, (size, size), mode="bilinear", align_corners=False)
+    return found.reshape(n, channels, size, size)
 
 
 def check_pairs(reconstruction: Tensor, seen: Tensor, what: str = "pictures") -> None:
@@ -94,14 +109,22 @@ def pixcorr_and_chance(
     shape = seen.shape[-2:] if common else (meet, meet)
     product = _Product(shape, size, through if common else None, seen.device)
     r, totals = [], [0.0, 0.0]
-    for parts in _batches(reconstruction, seen):
-        a, b = (part if meet is None else resize(part, meet) for part in parts)
-        a, b = product.standardized(a), product.standardized(b)
-        r.append((product.spread(a) * b).sum((1, 2, 3)))
-        totals = [totals[0] + a.sum(0), totals[1] + b.sum(0)]
+    for parts in _batches(reconstruction, seen, at_once=PAIRS):
+        a, b = (product.of(part if meet is None else resize(part, meet)) for part in parts)
+        r.append(_dot(a.spread, b.centered) * a.scale * b.scale)
+        sums = [(x.scale @ x.centered.flatten(1)).view(x.centered.shape[1:]) for x in (a, b)]
+        totals = [totals[0] + sums[0], totals[1] + sums[1]]
     r, n = torch.cat(r).cpu().numpy(), len(seen)
     wrong = float((product.spread(totals[0]) * totals[1]).sum())
     return r, (wrong - float(r.sum())) / (n * (n - 1))
+
+
+class _Standard(NamedTuple):
+    """Pictures less their mean once resized; M x M of them; one over their length, or 0."""
+
+    centered: Float[Tensor, "images 3 height width"]
+    spread: Float[Tensor, "images 3 height width"]
+    scale: Float[Tensor, " images"]
 
 
 class _Product:
@@ -122,14 +145,19 @@ class _Product:
         """M x M, along height and width."""
         return _banded(_banded(x, self.bands[0], -2), self.bands[1], -1)
 
-    def standardized(self, images: Tensor) -> Tensor:
-        """Pictures that have mean 0 and length 1 once they are resized; 0 if of one color."""
+    def of(self, images: Tensor) -> _Standard:
+        """What is needed for r: the scale is 0 where a picture is of one color."""
         x = images.double()
-        x = x - x[:, :1, :1, :1]  # exact: what is flat becomes exactly 0
-        mean = torch.einsum("nchw,h,w->n", x, *self.sums) / self.pixels
-        x -= mean[:, None, None, None]
-        square = (self.spread(x) * x).sum((1, 2, 3), keepdim=True)
-        return torch.where(square > 1e-24 * self.pixels, x * square.clamp_min(1e-30).rsqrt(), 0.0)
+        x -= x[:, :1, :1, :1].clone()  # exact: what is flat becomes exactly 0
+        x -= (torch.einsum("nchw,h,w->n", x, *self.sums) / self.pixels)[:, None, None, None]
+        spread = self.spread(x)
+        square = _dot(spread, x)
+        scale = torch.where(square > 1e-24 * self.pixels, square.clamp_min(1e-30).rsqrt(), 0.0)
+        return _Standard(x, spread, scale)
+
+
+def _dot(a: Tensor, b: Tensor) -> Float[Tensor, " images"]:
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
 
 
 def _resizing(n: int, size: int, through: int | None) -> Float[Tensor, "size n"]:
@@ -188,68 +216,69 @@ def ssim_per_image(
     needs to be known beyond the picture's edge.
     """
     check_pairs(reconstruction, seen)
-    parts = _batches(reconstruction, seen)
-    found = [_similar(*(_local(_gray(x, size)) for x in pair)) for pair in parts]
-    return torch.cat(found).cpu().numpy()
+    return similarities(reconstruction, seen, size)
 
 
-def ssim_and_chance(
+def ssim_chance(
     reconstruction: Tensor,
     seen: Tensor,
     size: int = SIZE,
     through: int | None = None,
     seed: int = 0,
-) -> tuple[Float[np.ndarray, " images"], float]:
-    """SSIM of each pair, and the mean of as many pairs of strangers, the chance of it.
+) -> float:
+    """The mean SSIM of reconstructions and strangers' pictures: of STRANGERS pairs at most."""
+    some = torch.from_numpy(np.random.default_rng(seed).permutation(len(seen))[:STRANGERS])
+    other = torch.from_numpy(strangers(len(seen), seed))[some]
+    return float(similarities(reconstruction[some], seen[other], size, through).mean())
 
-    In a random order, everyone's stranger is the one before: so what was worked out for a seen
-    picture serves twice.
+
+def strangers(n: int, seed: int) -> np.ndarray:
+    """For each picture another one: a shuffle in which nobody keeps their own."""
+    order = np.random.default_rng(seed).permutation(n)
+    partner = np.empty(n, dtype=np.int64)
+    partner[order] = np.roll(order, 1)
+    return partner
+
+
+def similarities(
+    reconstruction: Tensor, seen: Tensor, size: int = SIZE, through: int | None = None
+) -> Float[np.ndarray, " images"]:
+    """SSIM of pairs that are known to be pairs; they pass through `through` pixels first."""
+    found = []
+    for some in _batches(reconstruction, seen, at_once=GRAY_AT_ONCE):
+        grays = zip(*(_gray(x, size, through) for x in some), strict=True)
+        found += [_similar(a, b) for a, b in grays]
+    return torch.stack(found).cpu().numpy()
+
+
+def _similar(a: Float[Tensor, "size size"], b: Float[Tensor, "size size"]) -> Float[Tensor, ""]:
+    """The mean of SSIM over all pixels but the outermost, in float64: variances are differences.
+
+    One pair at a time: two pairs no longer fit the processor's cache.
     """
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(seen)))
-    before = _local(_gray(seen[order[-1:]], size, through))
-    own, strange = torch.empty(len(seen), dtype=torch.float64), []
-    for rows in order.split(PAIRS):
-        recon, true = (_local(_gray(x[rows], size, through)) for x in (reconstruction, seen))
-        own[rows] = _similar(recon, true).cpu()
-        others = _Local(*(torch.cat([a[-1:], b[:-1]]) for a, b in zip(before, true, strict=True)))
-        strange.append(_similar(recon, others))
-        before = true
-    return own.numpy(), float(torch.cat(strange).mean())
+    (height, width), a, b = a.shape, a.double().flatten(), b.double().flatten()
+    mean_a, mean_b = _blur(a, width), _blur(b, width)
+    both, squares = mean_a * mean_b, mean_a.square_().addcmul_(mean_b, mean_b)
+    covariance = _blur(a * b, width).sub_(both)
+    variances = _blur(a.square_().addcmul_(b, b), width).sub_(squares)
+    covariance.mul_(2).add_(C2).mul_(both.mul_(2).add_(C1))
+    covariance.div_(variances.add_(C2).mul_(squares.add_(C1)))
+    inside = (height - 2 * RADIUS, width - 2 * RADIUS)
+    return covariance.as_strided(inside, (width, 1)).mean()
 
 
-class _Local(NamedTuple):
-    """Gray pictures less 0.5, and their mean and variance around every pixel."""
+def _blur(x: Float[Tensor, " pixels"], width: int) -> Float[Tensor, " fewer"]:
+    """The Gaussian mean around every pixel, row after row; of no meaning at the edges.
 
-    gray: Float[Tensor, "images height width"]
-    mean: Float[Tensor, "images h w"]
-    variance: Float[Tensor, "images h w"]
-
-
-def _local(gray: Tensor) -> _Local:
-    mean = _blur(gray)
-    return _Local(gray, mean, _blur(gray * gray).addcmul_(mean, mean, value=-1))
-
-
-def _similar(a: _Local, b: _Local) -> Float[Tensor, " images"]:
-    """The mean of SSIM over all pixels but the outermost."""
-    both = a.mean * b.mean
-    covariance = _blur(a.gray * b.gray).sub_(both)
-    # the means are those of pictures less 1/2: (a+½)(b+½) and (a+½)² + (b+½)²
-    sums = a.mean + b.mean
-    luminance = (2 * both).add_(sums).add_(0.5 + C1)
-    squares = (a.mean * a.mean).addcmul_(b.mean, b.mean).add_(sums).add_(0.5 + C1)
-    luminance.mul_(covariance.mul_(2).add_(C2))
-    squares.mul_((a.variance + b.variance).add_(C2))
-    return luminance.div_(squares).mean((1, 2), dtype=torch.float64)
-
-
-def _blur(x: Float[Tensor, "images height width"]) -> Float[Tensor, "images h w"]:
-    """The Gaussian mean around every pixel that lies RADIUS or more from the edge."""
-    for dim in (1, 2):
-        n = x.shape[dim] - 2 * RADIUS
-        out = x.narrow(dim, RADIUS, n) * WINDOW[RADIUS]
-        for k in (k for k in range(2 * RADIUS + 1) if k != RADIUS):
-            out.add_(x.narrow(dim, k, n), alpha=WINDOW[k])
+    One long row is several times as fast as a convolution. Pixel (i, j) of the result stands for
+    pixel (i + RADIUS, j + RADIUS) of the picture, in rows of the same width.
+    """
+    for step in (width, 1):
+        n = len(x) - 2 * RADIUS * step
+        out = x[RADIUS * step :][:n] * WINDOW[RADIUS]
+        for k in range(RADIUS):
+            out.add_(x[k * step :][:n], alpha=WINDOW[k])
+            out.add_(x[(2 * RADIUS - k) * step :][:n], alpha=WINDOW[k])
         x = out
     return x
 
@@ -263,23 +292,14 @@ WINDOW = _window()
 
 
 def _gray(images: Tensor, size: int, through: int | None = None) -> Tensor:
-    """(images, size, size) float32, less 0.5: what is near 0 loses less to rounding."""
+    """As scikit-image's rgb2gray of the resized picture: gray and resizing are both linear."""
     weights = torch.tensor(GRAY, device=images.device)
-    gray = torch.einsum("nchw,c->nhw", images.detach().float(), weights)
+    gray = torch.einsum("nchw,c->nhw", images, weights)[:, None]
     for side in (through, size):
-        gray = gray if side is None else _scaled(gray, side)
-    return gray - 0.5
+        gray = gray if side is None else resize_many(gray, side)
+    return gray[:, 0].contiguous()
 
 
-def _scaled(gray: Tensor, side: int) -> Tensor:
-    """Resized as `resize` does, but with the pictures as channels, which is times faster."""
-    if gray.shape[-2:] == (side, side):
-        return gray
-    last = gray[None].contiguous(memory_format=torch.channels_last)
-    found = F.interpolate(last, (side, side), mode="bilinear", align_corners=False)
-    return found[0].contiguous()
-
-
-def _batches(*images: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    for parts in zip(*(x.split(PAIRS) for x in images), strict=True):
+def _batches(*images: Tensor, at_once: int) -> Iterator[tuple[Tensor, ...]]:
+    for parts in zip(*(x.split(at_once) for x in images), strict=True):
         yield tuple(x.detach().float() for x in parts)

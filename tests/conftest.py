@@ -18,11 +18,11 @@ SHAPED = [path for path in PACKAGE.glob("*.py") if "from jaxtyping import" in pa
 install_import_hook([f"{PACKAGE.name}.{path.stem}" for path in SHAPED], "beartype.beartype")
 beartype_package(PACKAGE.name, conf=BeartypeConf(claw_is_pep526=False))
 
-# `make test` gives three processes whole files in this order (pytest-xdist's loadscope); three on
-# two cores, since each waits for disks, kernels and browsers a fifth of its time. From an empty
-# cache the first pretrains for minutes; meanwhile the others have what needs no model: the tests
-# and some notebooks. Then one of them fine-tunes on all sessions (04) and another on one (07), so
-# that neither waits for the other. The long come before the short: all end together.
+# `make test` gives two processes whole files in this order (pytest-xdist's loadscope); three on two
+# cores took longer. From an empty cache the first pretrains for minutes; meanwhile the second has
+# what needs no model: the tests and some notebooks. Then one of them fine-tunes on all sessions
+# (04) and the other on one (07), so that neither waits for the other. The long come before the
+# short: both end together.
 PRETRAINS = "06_shared_subject_pretraining"
 NEED_ITS_MODEL = (
     "04_diffusion_prior",
@@ -36,7 +36,7 @@ NEED_ITS_MODEL = (
     "03_contrastive_retrieval",
 )
 LAST = "01_nsd_loading"
-SHORT = ("test_nsd_fuzz", "test_own_fuzz", "test_nsd_raw", "test_cli")  # so that all end together
+SHORT = ("test_nsd_fuzz", "test_own_fuzz", "test_nsd_raw", "test_cli")  # so that both end together
 
 
 def once(tmp_path_factory, name: str, make: Callable[[Path], object]) -> Path:
