@@ -4,12 +4,15 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
+# glibc gives large memory back and asks for it again, over and over: a tenth of the time.
+export MALLOC_MMAP_THRESHOLD_ = 4000000000
+export MALLOC_TRIM_THRESHOLD_ = 4000000000
+# Where this is set, each of dozens of processes compiles torch and all else anew, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: book test lint student strip clean
 book: $(READY)  # run every notebook that is not fresh, then build _build/html
 	$(BIN)/mindeye2-lite book
-# glibc gives large memory back and asks for it again, over and over: a tenth of the time.
-test: export MALLOC_MMAP_THRESHOLD_ = 4000000000
-test: export MALLOC_TRIM_THRESHOLD_ = 4000000000
 test: $(READY)  # unit tests, and every notebook from top to bottom
 	OMP_NUM_THREADS=1 MINDEYE2_LITE_BATCH=1 $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --nbval-lax --nbval-current-env --nbval-cell-timeout 1800 tests notebooks
 lint: $(READY)
