@@ -9,15 +9,14 @@ import errno
 import functools
 import os
 import re
-import resource
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import nbformat
 import pytest
 import torch
+from full_disk import no_file_over
 
 from mindeye2_lite import cli, encoders, nsd, paths, pipeline, synthetic, train
 from mindeye2_lite.config import Config
@@ -72,17 +71,6 @@ def complaint(capsys):
 
 def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
-
-
-@contextmanager
-def no_file_over(size: int):
-    """As on a full disk: writing more than `size` bytes to a file fails, in whatever language."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # -- betas cut short ------------------------------------------------------------------------------

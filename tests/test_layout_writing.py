@@ -2,9 +2,9 @@
 
 import errno
 import gc
+import importlib
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -17,6 +17,7 @@ import h5py
 import layout_worker
 import numpy as np
 import pytest
+from full_disk import no_file_over
 from layout_worker import SESSIONS, TRIALS, VOXELS, person
 
 from mindeye2_lite import layout_writing, paths
@@ -366,15 +367,14 @@ def test_two_processes_adding_to_one_small_file_lose_nothing(tmp_path):
 # -- a disk that is full or read-only --------------------------------------------------------------
 
 
-@contextmanager
-def no_file_over(size: int):
-    """As on a full disk: writing more than `size` bytes to a file fails, in whatever language."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def test_a_full_disk_cuts_no_bytecode_short(tmp_path, monkeypatch):
+    (tmp_path / "never_imported_before.py").write_text("numbers = " + repr(list(range(999))))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    with no_file_over(100):
+        module = importlib.import_module("never_imported_before")
+    assert len(module.numbers) == 999 and not (tmp_path / "__pycache__").exists()
+    assert not sys.dont_write_bytecode
 
 
 @pytest.mark.parametrize(
