@@ -28,8 +28,8 @@ config paths tar_records
 layout executors
 layout_writing
 ridge backbone low_level prior losses released
-pixels metrics captions_metrics retrieval verdict
-viz viz_data teaching
+pixels metrics captions_metrics retrieval verdict intervals permutation
+viz viz_data viz_results teaching
 sprites painting backdrops scenes
 unclip_sampling unclip_names unclip_released
 nsd_sessions
@@ -38,16 +38,20 @@ nsd_raw
 trial_access nsd_statistics nsd_match nsd_compare
 glmsingle own_pictures own_split own_events own_checks
 own_data own_files
-inspection_files nsd encoders released_networks unclip captions converter_training refine sdxl
+inspection_files nsd encoders released_networks paper_judges text_towers unclip captions converter_training refine sdxl
+brain_correlation overlap
 inspection voxel_model cohort_forms synthetic stranger full_size
 surfaces
 model
 parts feed hardware
 loop train
 asset_table assets step_memory plan
-baselines
 pipeline stages stand_ins replay
+baselines mindeye1 variants controls out_of_distribution
 experiments
+grids
+sweeps sweep_tables
+claims small_points
 measuring ways_of_reading benchmarks
 training_miniatures
 book doctor
@@ -56,7 +60,7 @@ cli
 ROW = {name: row for row, line in enumerate(ROWS.split("\n")) for name in line.split()}
 MODEL = {"ridge", "backbone", "low_level", "prior", "losses", "released"}  # read and cited alone
 LARGE = {"diffusers", "transformers", "open_clip"}  # take seconds to import
-FOR_NOTEBOOKS = {"viz", "viz_data", "teaching"}
+FOR_NOTEBOOKS = {"viz", "viz_data", "viz_results", "teaching"}
 
 MODULES = sorted(path for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
@@ -115,10 +119,10 @@ def test_large_libraries_are_imported_when_they_are_needed(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_figures_and_exercises_are_for_notebooks(path):
-    if path.stem not in {"cli", "viz_data"}:  # `picture` and `inspect` draw; one palette for all
+    if path.stem not in {"cli", "viz_data", "viz_results"}:  # `picture`, `inspect` draw; one palette
         assert siblings(path) & FOR_NOTEBOOKS == set()
     if path.stem in FOR_NOTEBOOKS:
-        assert siblings(path) == ({"viz"} if path.stem == "viz_data" else set())
+        assert siblings(path) == ({"viz"} if path.stem.startswith("viz_") else set())
 
 
 @pytest.mark.parametrize("name", sorted(MODEL))
