@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +22,21 @@ from mindeye2_lite.paths import PACKAGE, write_beside
 LONGEST_CELL = 1800  # seconds; a cell that takes longer hangs
 WITHHELD = {"solution", "hint"}  # tags that students' copies lack
 NOT_SEEN_BY_NOTEBOOKS = {"book.py", "cli.py"}
+SIDE_BY_SIDE = 2  # notebooks at a time; each kernel has its share of the cores
+# From an empty cache the first pretrains for minutes, and these wait for its model. Then one
+# fine-tunes on all sessions (04) and another on one (07), so that neither waits for the other.
+PRETRAINS = "06_shared_subject_pretraining"
+NEED_ITS_MODEL = (
+    "04_diffusion_prior",
+    "07_one_hour_finetuning",
+    "10_metrics",
+    "09_caption_refinement",
+    "08_unclip_decoding",
+    "05_low_level",
+    "13_real_nsd",
+    "14_your_own_data",
+    "03_contrastive_retrieval",
+)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -76,23 +92,50 @@ def is_fresh(source: Path) -> bool:
     return kept.get("fingerprint") == fingerprint(source)
 
 
+def turn(name: str) -> int:
+    """The place of a notebook where two run side by side from an empty cache."""
+    if name == PRETRAINS:
+        return 0
+    return 2 + NEED_ITS_MODEL.index(name) if name in NEED_ITS_MODEL else 1
+
+
 def execute_all(root: Path) -> None:
-    """Run what is not fresh, one kernel at a time, saying how long each took."""
+    """Run what is not fresh, two at a time, saying how long each took.
+
+    OSError names the first notebook that failed; those beside it are stopped, none is begun.
+    """
+    from joblib import Parallel, delayed
+
     notebooks = sources(root)
-    for number, source in enumerate(notebooks, start=1):
-        label = f"[{number:2d}/{len(notebooks)}] {source.stem}"
-        if is_fresh(source):
-            print(f"{label}: fresh", flush=True)
-        else:
-            print(f"{label}: running", flush=True)
-            print(f"{label}: {execute(source):.0f} s", flush=True)
+    labels = {s: f"[{i:2d}/{len(notebooks)}] {s.stem}" for i, s in enumerate(notebooks, start=1)}
+    stale = sorted((s for s in notebooks if not is_fresh(s)), key=lambda s: turn(s.stem))
+    for source in (s for s in notebooks if s not in stale):
+        print(f"{labels[source]}: fresh", flush=True)
+    how = {"n_jobs": min(SIDE_BY_SIDE, len(stale)) or 1, "pre_dispatch": SIDE_BY_SIDE}
+    each = max(1, (os.cpu_count() or 1) // how["n_jobs"])
+    run = Parallel(**how, return_as="generator_unordered", batch_size=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* have been cancelled")
+        for failure in run(delayed(_execute)(s, labels[s], each) for s in stale):
+            if failure:
+                raise OSError(failure)
+
+
+def _execute(source: Path, label: str, threads: int) -> str:
+    """What went wrong, in one line, or nothing. In a process of its own, so it prints itself."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(min(threads, 8)))
+    print(f"{label}: running", flush=True)
+    try:
+        print(f"{label}: {execute(source):.0f} s", flush=True)
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def execute(source: Path) -> float:
     """Run one notebook with papermill; its seconds. OSError names the copy that shows a failure."""
     import papermill
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(min(os.cpu_count() or 1, 8)))
     os.environ["MINDEYE2_LITE_BATCH"] = "1"  # nobody is there to move a slider
     copy, start = executed(source), time.monotonic()
     copy.parent.mkdir(parents=True, exist_ok=True)

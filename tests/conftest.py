@@ -19,22 +19,8 @@ install_import_hook([f"{PACKAGE.name}.{path.stem}" for path in SHAPED], "beartyp
 beartype_package(PACKAGE.name, conf=BeartypeConf(claw_is_pep526=False))
 
 # `make test` gives two processes whole files in this order (pytest-xdist's loadscope); three on two
-# cores took longer. From an empty cache the first pretrains for minutes; meanwhile the second has
-# what needs no model: the tests and some notebooks. Then one of them fine-tunes on all sessions
-# (04) and the other on one (07), so that neither waits for the other. The long come before the
-# short: both end together.
-PRETRAINS = "06_shared_subject_pretraining"
-NEED_ITS_MODEL = (
-    "04_diffusion_prior",
-    "07_one_hour_finetuning",
-    "10_metrics",
-    "09_caption_refinement",
-    "08_unclip_decoding",
-    "05_low_level",
-    "13_real_nsd",
-    "14_your_own_data",
-    "03_contrastive_retrieval",
-)
+# cores took longer. From an empty cache the first pretrains; meanwhile the second has what needs no
+# model: the tests and some notebooks. The rest is in `book.turn`; the short come last.
 LAST = "01_nsd_loading"
 SHORT = ("test_nsd_fuzz", "test_own_fuzz", "test_nsd_raw", "test_cli")  # so that both end together
 
@@ -116,11 +102,13 @@ def write_nsd_forms(folder: Path) -> None:
 
 def turn(path: Path) -> int:
     """Files of the same number keep their order."""
-    if path.stem in (PRETRAINS, LAST, *SHORT):
-        return 0 if path.stem == PRETRAINS else 98 + (path.stem in SHORT)
-    if path.stem in NEED_ITS_MODEL:
-        return 3 + NEED_ITS_MODEL.index(path.stem)
-    return 2 if path.suffix == ".ipynb" else 1
+    from mindeye2_lite import book
+
+    if path.stem in (LAST, *SHORT):
+        return 98 + (path.stem in SHORT)
+    if path.suffix == ".ipynb":
+        return 2 * book.turn(path.stem)
+    return 1
 
 
 def pytest_collection_modifyitems(items):

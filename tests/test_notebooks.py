@@ -8,7 +8,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import NEED_ITS_MODEL, PRETRAINS
+
+from mindeye2_lite.book import NEED_ITS_MODEL, PRETRAINS
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -67,7 +68,7 @@ def test_make_test_knows_which_notebooks_need_the_model_that_another_pretrains()
     asks = re.compile(r"pipeline\.tuned\(|stand_ins\.where\(|load_or_train\(\s*\"pretrained\"")
     code = {path.stem: "\n".join(c.source for c in code_cells(read(path))) for path in NOTEBOOKS}
     found = {name for name, source in code.items() if asks.search(source)}
-    assert found == {PRETRAINS, *NEED_ITS_MODEL}, "give it its place in conftest.py"
+    assert found == {PRETRAINS, *NEED_ITS_MODEL}, "give it its place in book.py"
 
 
 def test_carries_no_outputs(notebook):
