@@ -11,7 +11,7 @@ one batch (see `parts`): the losses are those of one process that does it all at
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from mindeye2_lite.config import Config
 from mindeye2_lite.feed import Batch, Feed, derive
 from mindeye2_lite.hardware import Hardware, Pieces, adamw, recomputed
 from mindeye2_lite.losses import (
+    Mix,
     bimixco_loss,
     low_level_contrastive_loss,
     soft_clip_loss,
@@ -42,6 +43,8 @@ WEIGHT_DECAY = 1e-2
 PEAK_EPOCH = 2  # the learning rate rises until here
 RECORDS = 2000  # most rows of a history
 CONTRASTIVE = ("contrastive", "aux")  # terms that compare trials with each other
+TERMS = tuple(SCALES)  # all of them
+LOW_LEVEL = {"low_level", "aux"}  # those of the low-level head
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,14 @@ class Plan:
 
 
 class Objective(nn.Module):
-    """All loss terms of a batch in one forward pass, as distributed training needs it."""
+    """The loss terms of a batch in one forward pass, as distributed training needs it.
 
-    def __init__(self, model: MindEye2):
+    `terms` says which; what no term needs is not computed, as far as it is a head of its own.
+    """
+
+    def __init__(self, model: MindEye2, terms: tuple[str, ...] = TERMS):
         super().__init__()
-        self.model = model
+        self.model, self.terms = model, terms
 
     def forward(
         self,
@@ -100,7 +106,7 @@ class Objective(nn.Module):
         `others` is the sum of these over all parts; a part that is a process's whole share need
         not be given it.
         """
-        with parts.shared_dropout(batch.part):
+        with parts.shared_dropout(batch.part), _heads(self.model.backbone, self.terms):
             latents = [self.model.ridge(voxels, s) for s, voxels in batch.voxels.items()]
             out = self.model.backbone(torch.cat(latents))
         seen = _compared(out)
@@ -111,21 +117,58 @@ class Objective(nn.Module):
             targets, part = batch.part.targets, batch.part
             others = others or parts.add_up([part.spread(seen)], part.world)
             seen = part.among(others, seen)
-        image = _unit(targets["tokens"].flatten(1))
-        if batch.mix is None:
-            contrastive = soft_clip_loss(seen["brain"], image, temperature)
-        else:
-            contrastive = bimixco_loss(seen["brain"], image, batch.mix)
-        prior = self.model.prior.loss(
-            out.tokens, batch.targets["tokens"], generator=generator, **_rows(batch.part)
-        )
-        terms = {"prior": prior, "contrastive": contrastive}
+        # The order of these lines is that of the gradients' sums: kept, to the last bit.
+        found, wanted = {}, set(self.terms)
         if out.low_level is None:
-            return terms
-        teacher = (_unit(targets[name]).flatten(0, 1) for name in ("aux", "aux_augmented"))
-        aux = low_level_contrastive_loss(seen["features"].flatten(0, 1), *teacher)
-        low_level = F.l1_loss(out.low_level.float(), batch.targets["latents"])
-        return terms | {"low_level": low_level, "aux": aux}
+            wanted -= LOW_LEVEL
+        if "contrastive" in wanted:
+            found["contrastive"] = _contrastive(seen["brain"], targets, batch.mix, temperature)
+        if "prior" in wanted:
+            found["prior"] = self.model.prior.loss(
+                out.tokens, batch.targets["tokens"], generator=generator, **_rows(batch.part)
+            )
+        if "aux" in wanted:
+            found["aux"] = _aux(seen["features"], targets)
+        if "low_level" in wanted:
+            found["low_level"] = F.l1_loss(out.low_level.float(), batch.targets["latents"])
+        return {name: found[name] for name in TERMS if name in found}
+
+
+@contextmanager
+def _heads(backbone: nn.Module, terms: tuple[str, ...]) -> Iterator[None]:
+    """Inside, the low-level head is not computed where no term asks for it."""
+    if LOW_LEVEL & set(terms):
+        yield
+        return
+    backbone.low_level = lambda latent: (None, None)
+    try:
+        yield
+    finally:
+        del backbone.low_level
+
+
+def _contrastive(
+    brain: Tensor, targets: Mapping[str, Tensor], mix: Mix | None, temperature: float | None
+) -> Tensor:
+    image = _unit(targets["tokens"].flatten(1))
+    if mix is None:
+        return soft_clip_loss(brain, image, temperature)
+    return bimixco_loss(brain, image, mix)
+
+
+def _aux(features: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+    teacher = (_unit(targets[name]).flatten(0, 1) for name in ("aux", "aux_augmented"))
+    return low_level_contrastive_loss(features.flatten(0, 1), *teacher)
+
+
+def chosen_terms(names: Iterable[str]) -> tuple[str, ...]:
+    """These terms of the loss, in the order of SCALES. ValueError for none or an unknown one."""
+    names = set(names)
+    if not names or not names <= set(TERMS):
+        raise ValueError(
+            f"loss terms {', '.join(sorted(names)) or '(none)'}: choose from {', '.join(TERMS)}"
+        )
+    return tuple(name for name in TERMS if name in names)
 
 
 def _compared(out: Any) -> dict[str, Tensor]:
@@ -149,11 +192,11 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     """Weight decay as in the released code: all of the ridge, elsewhere what is not named "bias".
 
     So gains of norms are decayed, and the prior's `rel_pos_bias` is not. Frozen parts are left
-    out.
+    out. Of an input layer that is more than linear maps, the rest is treated as the backbone.
     """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    decayed = [p for n, p in named if n.startswith("ridge") or "bias" not in n]
-    others = [p for n, p in named if not (n.startswith("ridge") or "bias" not in n)]
+    decayed = [p for n, p in named if n.startswith("ridge.linears") or "bias" not in n]
+    others = [p for n, p in named if not (n.startswith("ridge.linears") or "bias" not in n)]
     return [
         {"params": decayed, "weight_decay": WEIGHT_DECAY},
         {"params": others, "weight_decay": 0.0},
@@ -187,11 +230,13 @@ class Trainer:
     checkpoint_every: int = 500
     callback: Callable[[int, dict[str, float]], None] | None = None
     hardware: Hardware = Hardware()
+    terms: tuple[str, ...] = TERMS
     history: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         optimizer = adamw(parameter_groups(self.model), self.plan.max_lr, self.hardware)
-        self.objective, self.optimizer = self.accelerator.prepare(Objective(self.model), optimizer)
+        objective = Objective(self.model, self.terms)
+        self.objective, self.optimizer = self.accelerator.prepare(objective, optimizer)
         # Not prepared: accelerate would step it once per process.
         self.scheduler = one_cycle(optimizer, self.plan)
         in_pieces = Pieces.of(self.model)

@@ -21,14 +21,14 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
-from torch import Tensor
+from torch import Tensor, nn
 
 from mindeye2_lite import __version__, encoders, paths
 from mindeye2_lite.backbone import Output
 from mindeye2_lite.config import Config
 from mindeye2_lite.hardware import Hardware, accelerator
-from mindeye2_lite.layout import betas_name
-from mindeye2_lite.loop import Feed, Plan, Trainer
+from mindeye2_lite.layout import GLOBAL_TRIAL, betas_name
+from mindeye2_lite.loop import TERMS, Feed, Plan, Trainer, chosen_terms
 from mindeye2_lite.model import MindEye2
 from mindeye2_lite.nsd import Images, Subject, Trials
 from mindeye2_lite.retrieval import Retrieval, retrieval
@@ -62,7 +62,8 @@ def pretrain(
 
     Every batch holds the same number of trials of each. `how` is what `_train` takes: `folder`,
     `targets`, `progress`, `checkpoint_every`, `callback`, `hardware`, `partners` ("released": with
-    the mistakes of `losses.ReleasedMix`). Official: `--multi_subject`.
+    the mistakes of `losses.ReleasedMix`), `terms` (of loop.SCALES: those that count). Official:
+    `--multi_subject`.
     """
     people = {s: Subject(root, s) for s in sorted(subjects)}
     trials = {s: p.train(normalize=normalize) for s, p in people.items()}
@@ -86,25 +87,37 @@ def fine_tune(
     start: MindEye2 | str | Path | None = None,
     seed: int = 0,
     normalize: str = "sessions",
+    first: int | None = None,
+    first_layer: Callable[..., nn.Module] | None = None,
     **how: Any,
 ) -> Run:
     """Train a model of one subject on the first `sessions` sessions (None: all).
 
     `start` is what to begin from: a pretrained model, the file it was saved to, or None for
-    scratch. Everything is trained, as in the released code. `how` as in `pretrain`. ValueError in
-    one line where `start` has other sizes than the config.
+    scratch. Everything is trained, as in the released code. `first` leaves only those training
+    trials that are among the first so many of all, test trials counted; their voxels stay scaled as
+    whole sessions are. `first_layer`, called with what SharedSubjectRidge takes, makes what comes
+    in its place: from scratch, and kept in memory only. `how` as in `pretrain`. ValueError in one
+    line where `start` has other sizes than the config.
     """
+    if first_layer is not None and (start is not None or how.get("folder") is not None):
+        raise ValueError("another first layer is trained from scratch only, and kept in no folder")
     person = Subject(root, subject)
     sessions = person.sessions if sessions is None else sessions
     trials = person.train(sessions=sessions, normalize=normalize)
     held_out = person.test(sessions=sessions, normalize=normalize)
     start = MindEye2.from_released(start) if isinstance(start, str | Path) else start
     model = _begin(config, start, subject, person.num_voxels, seed)
+    if first_layer is not None:
+        model.ridge = _fresh(first_layer, config, {subject: person.num_voxels}, seed)
     shown = len(trials) + int((held_out.session <= sessions).sum())  # sessions may be shorter
+    if first is not None:
+        trials, shown = first_trials(trials, held_out, first), min(first, shown)
     per_epoch = min(config.trials_per_session * sessions, shown)
     settings = {"batch": config.batch, "per_epoch": per_epoch}
     settings["seed"] = seed
     settings["from"] = _source(config, root, [subject], start, normalize)
+    settings |= {} if first is None else {"first": first}
     del start  # as large as the model: not needed while that trains
     return _train(
         model,
@@ -116,6 +129,20 @@ def fine_tune(
         name=f"fine-tuning on {sessions} session{'s' * (sessions > 1)}",
         **how,
     )
+
+
+def first_trials(trials: Trials, test: Trials, count: int) -> Trials:
+    """The training trials among the first `count` trials, in time order, of both together.
+
+    ValueError in one line where that leaves none.
+    """
+    when = [t.behavior[:, GLOBAL_TRIAL] for t in (trials, test)]
+    before = torch.full((1,), -1.0, dtype=when[0].dtype)  # trials are counted from 0
+    last = torch.cat([before, *when]).sort().values[: count + 1][-1]
+    early = when[0] <= last
+    if not early.any():
+        raise ValueError(f"no trial to train on is among the first {count}: take more of them")
+    return _where(trials, early)
 
 
 def load_or_train(
@@ -153,6 +180,8 @@ def fingerprint(config: Config, root: str | Path, **how: Any) -> str:
     how = how | {"start": _weights_hash(start) if isinstance(start, MindEye2) else start}
     hardware = (how.pop("hardware", None) or Hardware()).outcome()
     how = how if hardware is None else how | {"hardware": hardware}
+    if chosen_terms(how.get("terms", TERMS)) == TERMS:  # as where nothing is said
+        how.pop("terms", None)
     for outcome_free in ("callback", "checkpoint_every", "targets"):
         how.pop(outcome_free, None)
     data = _data_hash(sorted(Path(root).glob("*.hdf5")))
@@ -205,6 +234,7 @@ def _train(
     callback: Callable[[int, dict[str, float]], None] | None = None,
     hardware: Hardware | None = None,
     partners: str = "own",
+    terms: Sequence[str] = TERMS,
 ) -> Run:
     """Set the loop up, run it, keep what came out in `folder` if there is one.
 
@@ -214,6 +244,8 @@ def _train(
     hardware, folder = hardware or Hardware(), folder and Path(folder)
     here = accelerator(hardware)
     settings = dict(settings) | {"partners": partners, "processes": here.num_processes}
+    if (terms := chosen_terms(terms)) != TERMS:
+        settings["terms"] = terms
     made = _how(settings, sorted(trials), model, hardware)
     if folder and _is_kept(folder):
         _check_same(folder, made)
@@ -240,6 +272,7 @@ def _train(
         checkpoint_every=checkpoint_every,
         callback=callback,
         hardware=hardware,
+        terms=terms,
     )
     history = trainer.run(progress, name) | {"made": made}
     model = trainer.trained()
@@ -276,12 +309,24 @@ def _begin(
     return model
 
 
+def _fresh(
+    layer: Callable[..., nn.Module], config: Config, num_voxels: dict[int, int], seed: int
+) -> nn.Module:
+    """First weights that follow from the seed alone; nobody else's randomness is touched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return layer(num_voxels, config.hidden)
+
+
+def _where(trials: Trials, here: Tensor) -> Trials:
+    names = ("voxels", "image_id", "repeat", "session", "behavior")
+    return Trials(**{name: getattr(trials, name)[here] for name in names})
+
+
 def _top1(model: MindEye2, subject: int, trials: Trials, targets: Any) -> dict[str, float]:
     """Share of the first held-out images found among each other. For the progress bar only."""
     ids = trials.image_ids[:HELD_OUT]
-    here = torch.isin(trials.image_id, ids)
-    names = ("voxels", "image_id", "repeat", "session", "behavior")
-    few = Trials(**{name: getattr(trials, name)[here] for name in names})
+    few = _where(trials, torch.isin(trials.image_id, ids))
     brain = brain_outputs(model, few, subject)[0].retrieval
     image = targets.tokens[targets.index(ids)]
     unit = [F.normalize(x.float().cpu().flatten(1), dim=-1) for x in (brain, image)]
