@@ -35,7 +35,7 @@ TERMS = {  # the paper's words (Table 5) -> terms of loop.SCALES; "retrieval" is
 NEEDS = {"unrefined": "prior", "brain": "contrastive"}  # what can be scored -> the term it needs
 MINUTES = (10, 30)  # parts of the first session
 SMALLER = {  # encoder -> the smaller CLIP that takes its place, and the decoder of its tokens
-    "mini-bigG": {"encoder": "mini-L", "tokens": 16, "dim": 96, "decoder": "mini-vd"},
+    "mini-bigG": {"encoder": "mini-L", "tokens": 17, "dim": 96, "decoder": "mini-vd"},
     "ViT-bigG-14": {
         "encoder": "ViT-L-14", "tokens": 257, "dim": 768, "decoder": "versatile-diffusion",
     },
