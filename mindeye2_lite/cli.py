@@ -46,6 +46,7 @@ def parser() -> Parser:
     _add_compare(commands)
     _add_miniatures(commands)
     _add_results(commands)
+    _add_sweep(commands)
     _add_bench(commands)
     _add_fetch(commands)
     _add_plan(commands)
@@ -152,13 +153,28 @@ def _add_results(commands) -> None:
     sub.set_defaults(command=results)
 
 
+def _add_sweep(commands) -> None:
+    text = "the paper's table, a curve or an ablation, cell by cell; without NAME, list them"
+    sub = commands.add_parser("sweep", help=text)
+    sub.add_argument("name", nargs="?", metavar="NAME", help="for instance paper-table, ablations")
+    sub.add_argument("--profile", default="lite", choices=PROFILES)
+    sub.add_argument("--seeds", type=int, default=5, help="how many: 0, 1, ...")
+    sub.add_argument("--subjects", type=int, nargs="+", help="default the sweep's own")
+    text = "serial, local, local:N or dask://HOST:PORT; default local"
+    sub.add_argument("--executor", default="local", help=text)
+    sub.add_argument("--fresh", action="store_true", help="forget the cells that are there")
+    sub.add_argument("--limit-cells", type=int, metavar="N", help="compute so many at most")
+    sub.set_defaults(command=sweep)
+
+
 def _add_bench(commands) -> None:
-    text = "how fast and how small reading is at NSD's size; without NAME, list what there is"
+    text = "how fast and how small reading and scoring are; without NAME, list what there is"
     sub = commands.add_parser("bench", help=text)
-    sub.add_argument("name", nargs="?", help="prepare or reading")
-    sub.add_argument("--sessions", type=int, default=40)
-    sub.add_argument("--trials", type=int, default=750, help="of a session")
-    sub.add_argument("--voxels", type=int, default=15724)
+    sub.add_argument("name", nargs="?", help="prepare, reading or metrics")
+    sub.add_argument("--sessions", type=int, help="of prepare and reading; default 40")
+    sub.add_argument("--trials", type=int, help="of a session; default 750")
+    sub.add_argument("--voxels", type=int, help="default 15724")
+    sub.add_argument("--pairs", type=int, help="of pictures, of metrics; default 1000")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--folder", type=Path, help="with up to 8 GB free; default the cache")
     sub.add_argument("--keep", action="store_true", help="do not delete what was written")
@@ -419,6 +435,27 @@ def results(options) -> None:
     print(experiments.write(options.name, content))
 
 
+def sweep(options) -> int:
+    """Compute what is missing and say how much is there; status 130 after Ctrl-C."""
+    from mindeye2_lite import sweeps
+
+    config = Config.of(options.profile)
+    if min(options.seeds, 1 if options.limit_cells is None else options.limit_cells) < 1:
+        raise ValueError("--seeds and --limit-cells must be 1 or more")
+    how = {"seeds": range(options.seeds), "subjects": options.subjects, "fresh": options.fresh}
+    how |= {"executor": options.executor, "limit": options.limit_cells}
+    if options.name is None:
+        print(sweeps.listing(config, how["seeds"]))
+        return 0
+    try:
+        for name in sweeps.names(options.name):
+            print(sweeps.run(name, config, **how))
+    except KeyboardInterrupt:
+        print("stopped: what is done is kept, the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
 def bench(options) -> None:
     """Print what was measured; at full size also keep it in results/."""
     from mindeye2_lite import benchmarks
@@ -427,19 +464,33 @@ def bench(options) -> None:
         for name, benchmark in benchmarks.BENCHMARKS.items():
             print(f"{name:8s} {benchmark.__doc__.partition('.')[0]}")
         return
-    for name in ("sessions", "trials", "voxels"):
-        if (value := getattr(options, name)) < (2 if name == "sessions" else 1):
-            raise ValueError(
-                f"--{name} must be {2 if name == 'sessions' else 1} or more, got {value}"
-            )
-    size = benchmarks.Size(options.sessions, options.trials, options.voxels)
+    size = _size_of_bench(options)
     how = {"seed": options.seed, "keep": options.keep}
     content = benchmarks.run(options.name, options.folder, size, **how)
     print(benchmarks.table(content))
-    if size == benchmarks.Size():
+    if size == type(size)():
         from mindeye2_lite import experiments
 
         print(experiments.write(f"bench_{options.name}", content))
+
+
+def _size_of_bench(options):
+    """The size that was asked for. ValueError for one too small, or of another benchmark's."""
+    from mindeye2_lite.benchmarks import SIZES, Size
+
+    kind, least = (
+        SIZES.get(options.name, Size),
+        {"sessions": 2, "trials": 1, "voxels": 1, "pairs": 2},
+    )
+    given = {name: value for name in least if (value := getattr(options, name)) is not None}
+    fields = [name for name in least if name in kind.__dataclass_fields__]
+    for name, value in given.items():
+        if name not in fields:
+            takes = ", ".join(f"--{field}" for field in fields)
+            raise ValueError(f"bench {options.name} has no --{name}: its size is set by {takes}")
+        if value < least[name]:
+            raise ValueError(f"--{name} must be {least[name]} or more, got {value}")
+    return kind(**given)
 
 
 def fetch(options) -> None:
