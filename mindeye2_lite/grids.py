@@ -142,7 +142,8 @@ def paper_cell(
     if sessions is None:
         from mindeye2_lite import controls
 
-        stages |= controls.pictures(made, root, subject, config, seed=seed, steps=steps)
+        how = {"seed": seed, "steps": steps, "progress": False}
+        stages |= controls.pictures(made, root, subject, config, **how)
         found = rows("shuffled brains", controls.brain(made, seed=seed))
     scored = (_scored(stage, x, made.seen, config, seed) for stage, x in stages.items())
     return sum(scored, []) + rows("brain", brain) + found

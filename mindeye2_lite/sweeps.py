@@ -197,10 +197,10 @@ def _keep(table: Table, cells: Iterator[dict], unchanged: sources.Watch, bar: tq
 def measure(task: Task) -> dict[str, Any]:
     """One cell: its key, CPU seconds and rows, or the error that it ended with.
 
-    What the computing prints is dropped. Ctrl-C is for the process that keeps the cells.
+    What the computing prints is dropped.
     """
     if os.getpid() != task.parent and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends without a word
     began = time.process_time()
     try:
         with one_thread(), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
