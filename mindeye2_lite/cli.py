@@ -447,6 +447,11 @@ def sweep(options) -> int:
     if options.name is None:
         print(sweeps.listing(config, how["seeds"]))
         return 0
+    if options.name == "small-points":
+        from mindeye2_lite import small_points
+
+        print(small_points.run(how["seeds"], executor=options.executor))
+        return 0
     try:
         for name in sweeps.names(options.name):
             print(sweeps.run(name, config, **how))

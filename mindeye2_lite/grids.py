@@ -44,8 +44,7 @@ PAPER = (1, 2, 5, 7)  # the people of the paper's tables: those who came to all 
 ALL = 40  # sessions
 STEPS = 38  # of unCLIP
 AMOUNTS = ((1, 10), (1, 30), (1, None), (2, None), (4, None), (10, None), (20, None), (ALL, None))
-BASELINES = {"MindEye1": "mindeye1", "Ozcelik & VanRullen": "ozcelik_vanrullen"}
-BASELINES |= {"Takagi & Nishimoto": "takagi_nishimoto"}
+OLDER = ("MindEye1", "Ozcelik & VanRullen", "Takagi & Nishimoto")
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def in_order(keys: Sequence[Key]) -> list[Key]:
 
 def paper_keys(config: Config, seeds: Sequence[int], subjects: Sequence[int]) -> list[Key]:
     """MindEye2 after all sessions and after one, and three older systems after all."""
-    systems = [("MindEye2", ALL), ("MindEye2", 1), *((name, ALL) for name in BASELINES)]
+    systems = [("MindEye2", ALL), ("MindEye2", 1), *((name, ALL) for name in OLDER)]
     return [
         {"system": system, "sessions": sessions, "subject": subject, "seed": seed}
         for seed in seeds
@@ -152,8 +151,12 @@ def paper_cell(
 def _older(config: Config, root: Path, key: Key, limit: int | None) -> Rows:
     from mindeye2_lite import baselines, mindeye1
 
-    name, seed = BASELINES[key["system"]], key["seed"]
-    make = getattr(mindeye1 if name == "mindeye1" else baselines, name)
+    make = {
+        "MindEye1": mindeye1.mindeye1,
+        "Ozcelik & VanRullen": baselines.ozcelik_vanrullen,
+        "Takagi & Nishimoto": baselines.takagi_nishimoto,
+    }[key["system"]]
+    seed = key["seed"]
     how = {"sessions": _sessions(key), "seed": seed, "limit": limit, "progress": False}
     made = make(root, key["subject"], config, **how)
     seen = nsd.Subject(root, key["subject"]).images[made.image_ids]
