@@ -47,7 +47,7 @@ parts feed hardware
 loop train
 asset_table assets step_memory plan
 pipeline stages stand_ins replay
-baselines mindeye1 variants controls out_of_distribution
+baselines ridge_maps mindeye1 variants controls out_of_distribution
 experiments
 grids
 sweeps sweep_tables
