@@ -172,8 +172,8 @@ def _refiner() -> list[Asset]:
 def _judges() -> list[Asset]:
     """The networks behind six of the ten scores (paper, Table 1), each from where it is published.
 
-    In the order of `encoders.judges`, which does not read them yet: AlexNet, InceptionV3, OpenAI's
-    CLIP, EfficientNet-B1, SwAV's ResNet-50.
+    In the order of `encoders.judges`: AlexNet, InceptionV3, OpenAI's CLIP, EfficientNet-B1, SwAV's
+    ResNet-50. `paper_judges` reads them.
     """
     pytorch = "https://download.pytorch.org/models"
     clip = "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836"

@@ -1,11 +1,13 @@
-"""How fast and how small reading is, against the bytes alone and against the original's way.
+"""How fast and how small reading and scoring are, also against the original's way.
 
     mindeye2-lite bench prepare   # a full-size person from raw NSD: memory, seconds, after a kill
     mindeye2-lite bench reading   # 24 random trials from full-size files: the first, then many
+    mindeye2-lite bench metrics   # the ten scores of 1,000 pairs of pictures: seconds, memory
 
-Each writes a person of NSD's size made of random numbers (`full_size.py`), measures every way in
-the same run on the same files, and deletes them. What the system remembers of a file is forgotten
-before each measurement that says so, for all ways alike, where the system can forget (Linux).
+The first two write a person of NSD's size made of random numbers (`full_size.py`), the third writes
+pictures; each measures every way in the same run on the same files, and deletes them. What the
+system remembers of a file is forgotten before each measurement that says so, for all ways alike,
+where the system can forget (Linux).
 """
 
 import hashlib
@@ -24,6 +26,7 @@ from mindeye2_lite import full_size, nsd_sessions, paths
 from mindeye2_lite.full_size import SUBJECT, Size
 from mindeye2_lite.layout import betas_file, betas_name
 from mindeye2_lite.measuring import Watched, alone, forget, machine, room, watch
+from mindeye2_lite.ways_of_scoring import Pairs
 
 LIMIT = 3e9  # bytes of memory that preparing a full-size person may take
 KILLED_AFTER = 7  # sessions
@@ -80,10 +83,38 @@ def reading(
         return [*compared(original, ours), _row("files forgotten by the system first", cold)]
 
 
-BENCHMARKS = {"prepare": prepare, "reading": reading}
+def metrics(
+    folder: Path, size: Pairs, seed: int = 0, keep: bool = False, rounds: int = 3
+) -> list[Row]:
+    """The ten scores of pairs of pictures, by the original's way and by `metrics.evaluate`.
+
+    With the same miniature networks, on the processor, in one thread; each in a process of its own
+    that has imported everything and read the pictures before the clock starts, in turn, `rounds`
+    times; the median counts. Memory is all that the process ever held, its pictures included.
+    OSError in one line where the disk is too small.
+    """
+    from mindeye2_lite import ways_of_scoring as ways
+
+    with room(folder, size.bytes + size.pairs * 2**15 + 2**28, keep) as place:
+        ways.write(place, size, seed)
+        original, ours = [], []
+        with ways.one_thread():
+            for _ in range(rounds):
+                original.append(alone(ways.original, place))
+                ours.append(alone(ways.ours, place))
+    return [
+        _row("pairs of pictures", size.pairs),
+        _row("bytes of the pictures", size.bytes, "bytes"),
+        *scored(original, ours),
+    ]
 
 
-def run(name: str, folder: Path | None = None, size: Size | None = None, seed: int = 0,
+BENCHMARKS = {"prepare": prepare, "reading": reading, "metrics": metrics}
+SIZES = {"prepare": Size, "reading": Size, "metrics": Pairs}
+MADE_OF = {"metrics": "lite: miniature networks, drawn scenes with noise"}
+
+
+def run(name: str, folder: Path | None = None, size: Size | Pairs | None = None, seed: int = 0,
         **how: Any) -> dict:  # fmt: skip
     """What a results file holds: the rows of a benchmark, and where they come from.
 
@@ -93,13 +124,13 @@ def run(name: str, folder: Path | None = None, size: Size | None = None, seed: i
 
     if name not in BENCHMARKS:
         raise ValueError(f"no benchmark {name!r}: choose from {', '.join(BENCHMARKS)}")
-    began, source, size = time.monotonic(), experiments.commit(), size or Size()
+    began, source, size = time.monotonic(), experiments.commit(), size or SIZES[name]()
     folder = Path(folder or paths.runs("bench")) / name
     rows = BENCHMARKS[name](folder, size, seed, **how)
     return {
         "command": f"mindeye2-lite bench {name}",
         "commit": source,
-        "profile": "none: random numbers",
+        "profile": MADE_OF.get(name, "none: random numbers"),
         "seed": seed,
         "device": experiments.device_name(),
         "seconds": round(time.monotonic() - began, 1),
@@ -289,6 +320,37 @@ def compared(original: list[dict], ours: list[dict]) -> list[Row]:
         _row("both read the same values", len(digests) == 1),
         _row("rounds", len(ours)),
     ]
+
+
+# -- scoring ---------------------------------------------------------------------------------------
+
+
+def scored(original: list[dict], ours: list[dict]) -> list[Row]:
+    """Rows of both ways, medians over rounds, their ratios, and how far their scores are apart."""
+    rows, names = [], original[0]["scores"]
+    for name, rounds in (("original", original), ("ours", ours)):
+        rows += [
+            _row(f"{name}: seconds", _median(rounds, "seconds"), "s"),
+            _row(f"{name}: seconds of the processor", _median(rounds, "busy"), "s"),
+            _row(f"{name}: peak memory", _median(rounds, "peak"), "bytes"),
+        ]
+    if names.keys() != ours[0]["scores"].keys():
+        raise ValueError(f"not the same scores: {list(names)}, {list(ours[0]['scores'])}")
+    apart = [abs(names[name] - one["scores"][name]) for one in ours for name in names]
+    return [
+        *rows,
+        _row("seconds, the original's over ours", _over(original, ours, "seconds")),
+        _row("of the processor, the original's over ours", _over(original, ours, "busy")),
+        _row("memory, ours over the original's", _over(ours, original, "peak")),
+        _row("scores compared", len(names)),
+        _row("largest difference of a score", float(max(apart))),
+        _row("rounds", len(ours)),
+    ]
+
+
+def _over(above: list[dict], below: list[dict], part: str) -> float | None:
+    one, other = _median(above, part), _median(below, part)
+    return None if one is None or other is None else one / other
 
 
 def _median(rounds: list[dict], part: str) -> float | None:

@@ -48,6 +48,7 @@ CLIPS = {
         "text_cfg": {"width": 96, "heads": 3, "layers": 2},
     },
 }  # fmt: skip
+WITH_CLASS_TOKEN = ("mini-L",)  # mini-vd and the captioner were trained on 17 tokens
 VAES = {
     "mini-vae": {
         "down_block_types": ("DownEncoderBlock2D",) * 3,
@@ -257,12 +258,16 @@ class TextEncoder(nn.Module):
 
 @functools.cache
 def image_encoder(name: str = "mini-bigG", device: str = "cpu") -> ImageEncoder:
-    """The frozen image tower of that name: a miniature, or "ViT-bigG-14"."""
+    """The frozen image tower of that name: a miniature, or "ViT-bigG-14".
+
+    "mini-L" keeps its class token, as the CLIP that it stands for does for Versatile Diffusion.
+    """
     if name == "ViT-bigG-14":
         from mindeye2_lite import released_networks
 
         return released_networks.image_encoder(name, device)
-    return frozen(ImageEncoder(load_clip(name, device).visual), device)
+    visual = load_clip(name, device).visual
+    return frozen(ImageEncoder(visual, class_token=name in WITH_CLASS_TOKEN), device)
 
 
 @functools.cache
@@ -421,15 +426,15 @@ def judges(name: str = "mini-judges", device: str = "cpu") -> dict[str, Features
     """The networks behind six of the metrics, by the paper's column names.
 
     Each takes images (batch, 3, height, width) in [0, 1] and returns features (batch, features).
-    "none" is no network at all, for scores that need none: PixCorr, SSIM and retrieval. ValueError
-    in one line for another name, also for the paper's own networks, which are not built here.
+    "paper-judges" are the paper's own, from files in `paths.assets("judges")`; FileNotFoundError in
+    one line where one is missing. "none" is no network at all, for scores that need none: PixCorr,
+    SSIM and retrieval. ValueError in one line for another name.
     """
+    _known("set of judges", name, ["mini-judges", "paper-judges", "none"])
     if name == "paper-judges":
-        raise ValueError(
-            "the paper's judges are not built here: choose mini-judges, or none for PixCorr, SSIM "
-            "and retrieval alone, or give networks of your own to metrics.evaluate"
-        )
-    _known("set of judges", name, ["mini-judges", "none"])
+        from mindeye2_lite import paper_judges
+
+        return paper_judges.load(device)
     if name == "none":
         return {}
 

@@ -33,6 +33,7 @@ from mindeye2_lite.pixels import (
 __all__ = ["SIZE", "pixcorr", "pixcorr_per_image", "resize", "resized", "ssim", "ssim_per_image"]
 TWO_WAY = ("Alex(2)", "Alex(5)", "Incep", "CLIP")
 DISTANCE = ("Eff", "SwAV")
+DISTRACTORS = ("images", "reconstructions")  # as in the released code; as the paper's A.9 words it
 
 Judge = Callable[[Tensor], Tensor]
 
@@ -74,23 +75,37 @@ def bootstrap(per_image: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[
 
 
 def two_way_identification(
-    features_true: Float[Tensor, "images ..."], features_recon: Float[Tensor, "others ..."]
+    features_true: Float[Tensor, "images ..."],
+    features_recon: Float[Tensor, "others ..."],
+    *,
+    distractors: str = "images",
 ) -> float:
     """How often a reconstruction is more like its own picture than like another. Chance is 1/2.
 
     With r_ij = Pearson's r of picture i and reconstruction j: for every j the share of the n − 1
-    other pictures i with r_ij strictly below r_jj; then the mean over j. The other pictures, not
-    the other reconstructions, are the distractors (the paper's A.9 words it the other way round).
+    other pictures i with r_ij strictly below r_jj; then the mean over j. So the released code has
+    it. The paper's A.9 words it the other way round, which is `distractors` "reconstructions": for
+    every picture i the share of the other reconstructions j with r_ij strictly below r_ii.
     """
-    return float(two_way_per_image(features_true, features_recon).mean())
+    how = {"distractors": distractors}
+    return float(two_way_per_image(features_true, features_recon, **how).mean())
 
 
 def two_way_per_image(
-    features_true: Float[Tensor, "images ..."], features_recon: Float[Tensor, "others ..."]
+    features_true: Float[Tensor, "images ..."],
+    features_recon: Float[Tensor, "others ..."],
+    *,
+    distractors: str = "images",
 ) -> Float[np.ndarray, " images"]:
-    """`two_way_identification` of each reconstruction j among all pictures, in [0, 1]."""
-    _same_number(features_recon, features_true)
+    """`two_way_identification` of each pair among the others' pictures or reconstructions.
+
+    In [0, 1]. ValueError in one line if the sides do not pair up, if features are NaN (which?), or
+    for other `distractors` than "images" and "reconstructions".
+    """
+    _check_distractors(distractors)
+    check_pairs(features_recon, features_true, "features")
     r = correlations(features_true, features_recon)
+    r = r if distractors == "images" else r.T
     return (r < np.diag(r)).sum(axis=0) / (len(r) - 1)  # column j against its own r_jj
 
 
@@ -107,8 +122,8 @@ def correlation_distance(
 def correlation_distance_per_image(
     features_true: Float[Tensor, "images ..."], features_recon: Float[Tensor, "others ..."]
 ) -> Float[np.ndarray, " images"]:
-    """`correlation_distance` of each pair."""
-    _same_number(features_recon, features_true)
+    """`correlation_distance` of each pair. ValueError as in `two_way_per_image`."""
+    check_pairs(features_recon, features_true, "features")
     true, recon = features_true.flatten(1), features_recon.flatten(1)
     return 1 - (_standard(true) * _standard(recon)).sum(1).numpy()
 
@@ -140,27 +155,32 @@ def evaluate(
     size: int = SIZE,
     through: int | None = None,
     batch: int = 32,
+    distractors: str = "images",
 ) -> dict[str, Score]:
     """PixCorr, SSIM and the judges' six scores, each with chance, n and a 95% interval.
 
     Both sides are first brought to `through` pixels; the released evaluation does so with 256, for
     seen pictures of 224 as for reconstructions of 768, and without antialiasing. Where `through`
     is None, `seen` is brought to the reconstruction's size, which stays as it is. A judge takes
-    pictures in [0, 1], does its own resizing and normalizing, and returns (b, features). Judges
-    that are absent are left out. ValueError if the pictures do not pair up or are fewer than two:
-    without a second picture nothing can be identified.
+    pictures in [0, 1], does its own resizing and normalizing, and returns (b, features); it is
+    shown `batch` of them at once, on which no score depends. Judges that are absent are left out.
+    `distractors` as in `two_way_identification`. ValueError in one line if the pictures do not pair
+    up, hold NaN, or are fewer than two: without a second picture nothing can be identified.
     """
+    _check_distractors(distractors)
     check_pairs(reconstruction, seen)
-    if through is not None:
-        reconstruction = resize(reconstruction, through)
-    seen = _to_size_of(reconstruction, seen)
-    scores = _pixel_scores(reconstruction, seen, size, seed)
-    for name in [name for name in (*TWO_WAY, *DISTANCE) if name in judges]:
-        true, recon = (_features(judges[name], x, batch) for x in (seen, reconstruction))
+    if through is None:
+        seen = resized(seen, reconstruction.shape[-2:])
+    scores = _pixel_scores(reconstruction, seen, size, seed, through)
+    judges = {name: judges[name] for name in (*TWO_WAY, *DISTANCE) if name in judges}
+    true, recon = (_features(judges, x, batch, through) for x in (seen, reconstruction))
+    for name in judges:
+        pair = true.pop(name), recon.pop(name)  # the largest come first, and go first
         if name in TWO_WAY:
-            scores[name] = score(name, two_way_per_image(true, recon), chance=0.5, seed=seed)
+            each = two_way_per_image(*pair, distractors=distractors)
+            scores[name] = score(name, each, chance=0.5, seed=seed)
         else:
-            each, far = correlation_distance_per_image(true, recon), _stranger_distance(true, recon)
+            each, far = correlation_distance_per_image(*pair), _stranger_distance(*pair)
             scores[name] = score(name, each, chance=far, seed=seed, better="lower")
     return scores
 
@@ -221,11 +241,13 @@ def published() -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"sessions": "Int64"})
 
 
-def _pixel_scores(reconstruction: Tensor, seen: Tensor, size: int, seed: int) -> dict[str, Score]:
+def _pixel_scores(
+    reconstruction: Tensor, seen: Tensor, size: int, seed: int, through: int | None
+) -> dict[str, Score]:
     """PixCorr and SSIM in one pass. Chance: all wrong pairs for PixCorr, one shuffle for SSIM."""
-    r, wrong = pixels.pixcorr_and_chance(reconstruction, seen, size)
-    structure = pixels.similarities(reconstruction, seen, size)
-    shuffled = pixels.ssim_chance(reconstruction, seen, size, seed=seed)
+    r, wrong = pixels.pixcorr_and_chance(reconstruction, seen, size, through)
+    structure = pixels.similarities(reconstruction, seen, size, through)
+    shuffled = pixels.ssim_chance(reconstruction, seen, size, through, seed)
     return {
         "PixCorr": score("PixCorr", r, chance=wrong, seed=seed),
         "SSIM": score("SSIM", structure, chance=shuffled, seed=seed),
@@ -238,14 +260,25 @@ def _stranger_distance(true: Tensor, recon: Tensor) -> float:
 
 
 @torch.no_grad()
-def _features(judge: Judge, images: Tensor, batch: int) -> Tensor:
-    return torch.cat([judge(part).flatten(1).float().cpu() for part in images.split(batch)])
+def _features(
+    judges: Mapping[str, Judge], images: Tensor, batch: int, through: int | None
+) -> dict[str, Tensor]:
+    """What each judge makes of the pictures, which are resized once, and a batch at a time."""
+    found: dict[str, Tensor] = {}
+    for start in range(0, len(images), batch):
+        some = images[start : start + batch]
+        some = some if through is None else resize(some, through)
+        for name, judge in judges.items():
+            rows = judge(some).flatten(1).float().cpu()
+            if name not in found:  # once, at its full size: joining parts would take it twice
+                found[name] = rows.new_empty(len(images), rows.shape[1])
+            found[name][start : start + batch] = rows
+    return found
 
 
-def _to_size_of(reconstruction: Tensor, seen: Tensor) -> Tensor:
-    if seen.shape[-2:] == reconstruction.shape[-2:]:
-        return seen
-    return resized(seen, reconstruction.shape[-2:])
+def _check_distractors(distractors: str) -> None:
+    if distractors not in DISTRACTORS:
+        raise ValueError(f"distractors {distractors!r}: choose one of {', '.join(DISTRACTORS)}")
 
 
 def _standard(rows: Tensor) -> Tensor:
@@ -254,11 +287,3 @@ def _standard(rows: Tensor) -> Tensor:
     rows = rows - rows.mean(1, keepdim=True)
     length = rows.norm(dim=1, keepdim=True)
     return torch.where(length > 0, rows / length.clamp_min(1e-300), 0.0)
-
-
-def _same_number(reconstruction: Tensor, seen: Tensor) -> None:
-    if len(reconstruction) != len(seen) or len(seen) < 2:
-        raise ValueError(
-            f"{len(reconstruction)} reconstructions and {len(seen)} seen pictures: "
-            "give one reconstruction per picture, and at least two"
-        )

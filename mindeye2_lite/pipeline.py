@@ -202,19 +202,35 @@ def score(
     Retrieval belongs to the brain, not to a picture: it is the same for every stage. `device` as
     in `reconstruct`. ValueError if there is no such stage.
     """
-    device = device or best_device()
     pictures = dict(out.pictures())
     if stage not in pictures or stage == "seen":
         names = ", ".join(name for name in pictures if name != "seen")
         raise ValueError(f"no stage {stage!r} to score: choose one of {names}")
+    scores = score_pictures(pictures[stage], out.seen, config, seed=seed, device=device)
+    found = retrieval.retrieval(out.retrieval_tokens, out.image_tokens, seed=seed)
+    return scores | found.scores()
+
+
+def score_pictures(
+    pictures: Pictures,
+    seen: Float[Tensor, "others 3 _ _"],
+    config: Config,
+    *,
+    seed: int = 0,
+    device: str | None = None,
+) -> dict[str, metrics.Score]:
+    """The eight scores of any pictures, wherever they come from: as `score` without retrieval.
+
+    The judges and the size that all pictures pass through are the config's; with the judges "none"
+    two scores are left. `device` as in `reconstruct`. ValueError as in `metrics.evaluate`.
+    """
+    device = device or best_device()
     judges = {
         name: lambda x, judge=judge: judge(x.to(device)).cpu()
         for name, judge in encoders.judges(config.judges, device).items()
     }
     how = {"seed": seed, "through": config.score_size}
-    scores = metrics.evaluate(pictures[stage], out.seen, judges, **how)
-    found = retrieval.retrieval(out.retrieval_tokens, out.image_tokens, seed=seed)
-    return scores | found.scores()
+    return metrics.evaluate(pictures, seen, judges, **how)
 
 
 def run(

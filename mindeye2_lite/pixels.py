@@ -34,6 +34,8 @@ def resized(
     images: Float[Tensor, "images 3 _ _"], size: tuple[int, int]
 ) -> Float[Tensor, "images 3 _ _"]:
     """As `resize`, to any height and width."""
+    if images.shape[-2:] == size:
+        return images
     # not torchvision's function, which calls this one, since importing torchvision takes seconds
     return F.interpolate(images, size, mode="bilinear", align_corners=False)
 
@@ -51,17 +53,26 @@ def resize_many(
     return found.reshape(n, channels, size, size)
 
 
-def check_pairs(reconstruction: Tensor, seen: Tensor, what: str = "pictures") -> None:
-    """ValueError in one line if the two sides do not pair up, are fewer than two, or hold NaN."""
+def check_pairs(
+    reconstruction: Tensor,
+    seen: Tensor,
+    what: str = "pictures",
+    sides: tuple[str, str] = ("reconstruction", "seen picture"),
+) -> None:
+    """ValueError in one line if the two sides do not pair up, are fewer than two, or hold NaN.
+
+    The line names the first that is spoiled; `what` are its numbers, `sides` what one is called.
+    """
     if len(reconstruction) != len(seen) or len(seen) < 2:
         raise ValueError(
-            f"{len(reconstruction)} reconstructions and {len(seen)} seen pictures: "
-            "give one reconstruction per picture, and at least two"
+            f"{len(reconstruction)} {sides[0]}s and {len(seen)} {sides[1]}s: "
+            f"give one {sides[0]} per picture, and at least two"
         )
-    for side, rows in (("reconstruction", reconstruction), ("seen picture", seen)):
+    for side, rows in zip(sides, (reconstruction, seen), strict=True):
         for start in range(0, len(rows), PAIRS):
             part = rows[start : start + PAIRS]
-            if not torch.isfinite(part).all():
+            # a sum is not finite if a number is not, and is much faster than looking at each
+            if not (torch.isfinite(part.sum()) or torch.isfinite(part).all()):
                 bad = ~torch.isfinite(part.flatten(1)).all(1)
                 first = start + int(bad.nonzero()[0])
                 raise ValueError(
@@ -229,7 +240,9 @@ def ssim_chance(
     """The mean SSIM of reconstructions and strangers' pictures: of STRANGERS pairs at most."""
     some = torch.from_numpy(np.random.default_rng(seed).permutation(len(seen))[:STRANGERS])
     other = torch.from_numpy(strangers(len(seen), seed))[some]
-    return float(similarities(reconstruction[some], seen[other], size, through).mean())
+    blocks = zip(some.split(GRAY_AT_ONCE), other.split(GRAY_AT_ONCE), strict=True)
+    found = [similarities(reconstruction[a], seen[b], size, through) for a, b in blocks]
+    return float(np.concatenate(found).mean())  # in blocks, since indices copy what they choose
 
 
 def strangers(n: int, seed: int) -> np.ndarray:

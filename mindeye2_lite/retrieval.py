@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mindeye2_lite.metrics import Score, bootstrap
+from mindeye2_lite.pixels import check_pairs
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,14 @@ def retrieval(
     It says nothing about the choice of test pictures. With fewer pictures than `pool` all of them
     are one pool, every draw is the same, and the interval is a bootstrap over pictures instead.
     Official: numpy's global generator seeded with 42; `seed=42` draws the same pools.
-    ValueError if brains and pictures do not pair up, or are fewer than two.
+    ValueError if brains and pictures do not pair up, are fewer than two, or hold NaN (which?).
     """
     if len(brain) != len(image) or len(image) < 2 or min(pool, draws) < 1:
         raise ValueError(
             f"{len(brain)} brains, {len(image)} pictures, pool {pool}, draws {draws}: give one "
             "brain per picture, at least two, and whole numbers above 0"
         )
+    check_pairs(brain, image, "numbers", ("brain", "picture"))
     similarity = similarities(brain, image).numpy()  # row = brain, column = image
     pools = _pools(len(image), min(pool, len(image)), draws, seed)
     return Retrieval(

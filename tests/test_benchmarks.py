@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import tarfile
 from dataclasses import asdict
@@ -10,8 +11,19 @@ import h5py
 import nibabel
 import numpy as np
 import pytest
+import torch
 
-from mindeye2_lite import benchmarks, cli, experiments, full_size, measuring, nsd, nsd_sessions
+from mindeye2_lite import (
+    benchmarks,
+    cli,
+    experiments,
+    full_size,
+    measuring,
+    metrics,
+    nsd,
+    nsd_sessions,
+    ways_of_scoring,
+)
 from mindeye2_lite.full_size import Size
 
 TINY = Size(sessions=9, trials=30, voxels=1200, shape=(20, 24, 20))
@@ -93,6 +105,50 @@ def test_other_values_and_a_slower_way_are_noticed():
     assert rows["the same, files in memory"] == 1
     assert rows["batches that the original threw away"] == 3
     assert rows["ours: peak memory"] is None
+
+
+def test_scoring_has_both_ways_their_ratios_and_the_same_scores(tmp_path, in_this_process):
+    size = benchmarks.Pairs(pairs=5, seen=56, reconstruction=64)
+    rows = benchmarks.metrics(tmp_path / "bench", size, rounds=1)
+    assert not (tmp_path / "bench").exists()
+    found = {row["what"]: row["value"] for row in rows}
+    finite(found, [name for name in found if "memory" not in name and "difference" not in name])
+    assert (found["scores compared"], found["pairs of pictures"]) == (10, 5)
+    assert found["largest difference of a score"] < 1e-6
+    ratio = found["original: seconds"] / found["ours: seconds"]
+    assert found["seconds, the original's over ours"] == pytest.approx(ratio)
+    assert found["bytes of the pictures"] == 5 * 3 * 4 * (56**2 + 64**2)
+
+
+def test_other_scores_are_noticed():
+    one = {"seconds": 6.0, "busy": 5.0, "peak": None, "scores": {"SSIM": 0.5, "Eff": 0.25}}
+    ours = one | {"seconds": 2.0, "scores": {"SSIM": 0.5, "Eff": 0.75}}
+    rows = {row["what"]: row["value"] for row in benchmarks.scored([one], [ours])}
+    assert rows["largest difference of a score"] == 0.5
+    assert rows["seconds, the original's over ours"] == 3
+    assert rows["memory, ours over the original's"] is None
+    with pytest.raises(ValueError, match="not the same scores"):
+        benchmarks.scored([one], [ours | {"scores": {"SSIM": 0.5}}])
+
+
+def test_pictures_to_be_scored_have_structure_and_reconstructions_share_it(tmp_path):
+    size = benchmarks.Pairs(pairs=4)
+    assert (size.seen, size.reconstruction, benchmarks.Pairs().pairs) == (224, 256, 1000)
+    ways_of_scoring.write(tmp_path, size)
+    seen, made = (np.load(tmp_path / f"{name}.npy") for name in ("seen", "reconstruction"))
+    assert seen.shape == (4, 3, 224, 224) and made.shape == (4, 3, 256, 256)
+    assert 0 <= min(seen.min(), made.min()) and max(seen.max(), made.max()) <= 1
+    small = (torch.from_numpy(x[:, :, 3::7, 3::7][..., :30, :30]) for x in (made, seen))
+    assert metrics.two_way_identification(*small) > 0.8
+
+
+def test_one_thread_leaves_the_environment_as_it_was(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "5")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with ways_of_scoring.one_thread():
+        assert os.environ["OMP_NUM_THREADS"] == "1"
+        assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
+    assert os.environ["MALLOC_TRIM_THRESHOLD_"] == "5" and "OMP_NUM_THREADS" not in os.environ
 
 
 # -- the files -------------------------------------------------------------------------------------
@@ -239,7 +295,16 @@ def test_without_a_name_benchmarks_are_listed(quick, capsys):
 @pytest.mark.parametrize(
     "line, said",
     [
-        ("bench frob", "no benchmark 'frob': choose from prepare, reading"),
+        ("bench frob", "no benchmark 'frob': choose from prepare, reading, metrics"),
+        (
+            "bench metrics --sessions 3",
+            "bench metrics has no --sessions: its size is set by --pairs",
+        ),
+        (
+            "bench reading --pairs 3",
+            "bench reading has no --pairs: its size is set by --sessions, --trials, --voxels",
+        ),
+        ("bench metrics --pairs 1", "--pairs must be 2 or more, got 1"),
         ("bench prepare --sessions 1", "--sessions must be 2 or more, got 1"),
         ("bench reading --voxels 0", "--voxels must be 1 or more, got 0"),
     ],

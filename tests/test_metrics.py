@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 
-from mindeye2_lite import metrics, paths
+from mindeye2_lite import encoders, metrics, paths
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "metrics.safetensors")
 
@@ -231,3 +231,103 @@ def test_published_subjects_average_to_the_published_mean():
 def test_the_published_file_says_that_it_is_quoted():
     data = json.loads(paths.results("published").read_text(encoding="utf-8"))
     assert "Quoted" in data["note"] and data["quoted_from"].startswith("arXiv")
+
+
+# -- against plain references, whatever the batch ---------------------------------------------------
+
+
+def pearson(a: torch.Tensor, b: torch.Tensor) -> float:
+    a, b = (x.double().flatten() - x.double().mean() for x in (a, b))
+    return float((a @ b) / (a @ a).sqrt() / (b @ b).sqrt())
+
+
+@pytest.mark.parametrize("distractors", metrics.DISTRACTORS)
+def test_two_way_and_distances_are_those_of_a_plain_double_loop(generator, distractors):
+    true = torch.randn(17, 4, 5, generator=generator)
+    recon = true + 2 * torch.randn(17, 4, 5, generator=generator)
+    each = []
+    for pair in range(17):
+        own = pearson(true[pair], recon[pair])
+        others = [other for other in range(17) if other != pair]
+        if distractors == "images":
+            wrong = [pearson(true[other], recon[pair]) for other in others]
+        else:
+            wrong = [pearson(true[pair], recon[other]) for other in others]
+        each.append(sum(r < own for r in wrong) / 16)
+    ours = metrics.two_way_per_image(true, recon, distractors=distractors)
+    np.testing.assert_allclose(ours, each, atol=1e-12)
+    value = metrics.two_way_identification(true, recon, distractors=distractors)
+    assert value == pytest.approx(np.mean(each)) and 0.5 < value < 1
+    far = [1 - pearson(a, b) for a, b in zip(true, recon, strict=True)]
+    np.testing.assert_allclose(metrics.correlation_distance_per_image(true, recon), far, atol=1e-12)
+
+
+def test_the_two_conventions_of_distractors_are_told_apart(pictures, generator):
+    true = torch.tensor([[1.0, 0, 0, 0], [1.0, 0.1, 0, 0], [0, 0, 1.0, 0]])
+    recon = torch.tensor([[1.0, 0, 0, 0], [1.0, 0, 0, 0], [0, 0, 1.0, 0]])
+    worded = metrics.two_way_per_image(true, recon, distractors="reconstructions")
+    assert worded.tolist() == [0.5, 0.5, 1.0]  # both are told the same, so neither is lower
+    judge = {"CLIP": lambda x: x[:, :, :8, :8].flatten(1)}
+    noisy = (pictures + torch.rand(pictures.shape, generator=generator)) / 2
+    for how in metrics.DISTRACTORS:
+        expected = metrics.two_way_per_image(
+            judge["CLIP"](pictures), judge["CLIP"](noisy), distractors=how
+        )
+        found = metrics.evaluate(noisy, pictures, judge, size=32, distractors=how)["CLIP"]
+        assert found.per_image.tolist() == expected.tolist()
+    for line in (metrics.two_way_per_image, lambda *a, **k: metrics.evaluate(*a, {}, **k)):
+        with pytest.raises(ValueError, match="distractors 'people': choose one of images, recon"):
+            line(noisy, pictures, distractors="people")
+
+
+def test_scores_do_not_depend_on_how_many_pictures_a_judge_sees_at_once(generator):
+    coarse = torch.rand(40, 3, 8, 8, generator=generator)
+    seen = torch.nn.functional.interpolate(coarse, size=64, mode="bicubic").clamp(0, 1)
+    recon = (0.7 * seen + 0.3 * torch.rand(seen.shape, generator=generator)).clamp(0, 1)
+    judges = encoders.judges()
+    one, seven, thousand = (
+        metrics.evaluate(recon, seen, judges, size=64, through=72, batch=n) for n in (1, 7, 1000)
+    )
+    assert list(one) == ["PixCorr", "SSIM", *metrics.TWO_WAY, *metrics.DISTANCE]
+    for name, score in one.items():
+        for other in (seven[name], thousand[name]):
+            assert other.value == pytest.approx(score.value, abs=1e-6), name
+            np.testing.assert_allclose(other.per_image, score.per_image, atol=1e-6)
+
+
+def test_ssim_is_the_specified_call_of_scikit_image_at_full_size():
+    a, b = (metrics.resize(GOLDEN[f"pixcorr.{x}"], 425)[:3].permute(0, 2, 3, 1) for x in "ab")
+    pairs = zip(rgb2gray(a.double().numpy()), rgb2gray(b.double().numpy()), strict=True)
+    expected = [
+        structural_similarity(
+            recon, image, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+            data_range=1.0,
+        )
+        for recon, image in pairs
+    ]  # fmt: skip
+    ours = metrics.ssim_per_image(GOLDEN["pixcorr.a"][:3], GOLDEN["pixcorr.b"][:3])
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+def test_pictures_are_scored_as_if_all_had_been_resized_before(generator):
+    recon, seen = (torch.rand(5, 3, n, n, generator=generator) for n in (40, 56))
+    streamed = metrics.evaluate(recon, seen, judges(), through=48, size=64, batch=2)
+    before = metrics.evaluate(
+        metrics.resize(recon, 48), metrics.resize(seen, 48), judges(), size=64
+    )
+    for name, score in before.items():
+        np.testing.assert_allclose(streamed[name].per_image, score.per_image, atol=1e-6)
+        assert streamed[name].chance == pytest.approx(score.chance, abs=1e-6)
+
+
+def test_features_that_are_not_numbers_are_named_too(generator):
+    true, recon = (torch.randn(6, 9, generator=generator) for _ in range(2))
+    true[4, 2] = torch.inf
+    for score in (metrics.two_way_per_image, metrics.correlation_distance_per_image):
+        with pytest.raises(ValueError, match=r"^seen picture 4 \(counted[^\n]+infinite features"):
+            score(true, recon)
+
+
+def test_large_but_finite_numbers_are_no_mistake():
+    huge = torch.tensor([[3e38, 3e38, 1.0], [-3e38, -3e38, 2.0]])
+    assert metrics.two_way_per_image(huge, huge).tolist() == [1.0, 1.0]

@@ -128,6 +128,15 @@ def test_perfect_brains_score_far_above_chance(perfect):
         assert scores[name].better == "lower" and scores[name].high < scores[name].chance
 
 
+def test_any_pictures_get_the_eight_scores_of_pictures(perfect, coarse_pixels):
+    whole = pipeline.score(perfect, LITE, seed=3)
+    eight = pipeline.score_pictures(perfect.refined, perfect.seen, LITE, seed=3)
+    assert list(eight) == [name for name in whole if name not in RETRIEVAL]
+    assert all(score == whole[name] for name, score in eight.items())
+    bare = dataclasses.replace(LITE, judges="none")
+    assert list(pipeline.score_pictures(perfect.refined, perfect.seen, bare)) == ["PixCorr", "SSIM"]
+
+
 def test_shuffled_brains_score_at_chance_on_every_two_way_metric_and_on_retrieval(
     perfect, coarse_pixels
 ):

@@ -69,3 +69,12 @@ def test_brains_without_their_pictures_are_refused_in_one_line(image):
         retrieval(image[:1], image[:1])
     with pytest.raises(ValueError, match="draws 0"):
         retrieval(image, image, draws=0)
+
+
+def test_a_brain_that_holds_nan_is_named_in_one_line(image):
+    brain = image.clone()
+    brain[7, 1, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"^brain 7 \(counted from 0\) holds NaN[^\n]*$"):
+        retrieval(brain, image)
+    with pytest.raises(ValueError, match=r"^picture 7 \(counted from 0\) holds NaN[^\n]*$"):
+        retrieval(image, brain)
