@@ -65,9 +65,9 @@ class Spectrum(NamedTuple):
 
 
 def fit(
-    voxels: Float[Tensor, "n voxels"],
-    targets: Float[Tensor, "n ..."],
-    groups: Int[Tensor, " n"],
+    voxels: Float[Tensor, "trials voxels"],
+    targets: Float[Tensor, "rows ..."],
+    groups: Int[Tensor, " pictures"],
     *,
     alphas: tuple[float, ...] = ALPHAS,
     folds: int = FOLDS,

@@ -48,7 +48,7 @@ def config() -> Config:
 def key(name: str, seed: int) -> grids.Key:
     """The cell of subject 1 that stands for a sweep."""
     if name == "paper-table":
-        return {"system": "Takagi & Nishimoto", "sessions": grids.ALL, "subject": 1, "seed": seed}
+        return {"system": "MindEye2", "sessions": 1, "subject": 1, "seed": seed}
     if name == "unclip-ceiling":
         return {"encoder": "mini-L", "seed": seed}
     return grids.ablation_key(config(), 1, seed, **POINTS[name])
@@ -56,9 +56,7 @@ def key(name: str, seed: int) -> grids.Key:
 
 def scores(name: str, root: Path, seed: int) -> dict[str, float]:
     """ "stage, metric" -> mean over the test pictures, of one seed. ValueError where it fails."""
-    measure = grids.SWEEPS[name].measure
-    if name != "paper-table":
-        measure = partial(measure, steps=STEPS)
+    measure = partial(grids.SWEEPS[name].measure, steps=STEPS)
     cell = sweeps.measure(sweeps.Task(measure, config(), root, key(name, seed), os.getpid()))
     if "error" in cell:
         raise ValueError(f"small point of {name}, seed {seed}: {cell['error']}")

@@ -24,6 +24,8 @@ from mindeye2_lite import cli, converter_training, doctor, encoders
         "converter",
         "converter images.hdf5",
         "converter a --out b --epochs some",
+        "sweep paper-table --seeds some",
+        "sweep paper-table --profile large",
     ],  # fmt: skip
 )
 def test_a_wrong_command_line_gives_one_line_and_status_two(line, capsys):
@@ -45,6 +47,8 @@ def test_a_wrong_command_line_gives_one_line_and_status_two(line, capsys):
         "converter nowhere.hdf5 --out c.pth",
         "converter a.hdf5 --out c.safetensors --epochs 0",
         "converter a.hdf5 --out c.safetensors --batch 0",
+        "sweep frob",
+        "sweep paper-table --seeds 0",
     ],  # fmt: skip
 )
 def test_a_wrong_value_gives_one_line_and_status_one(line, capsys):
@@ -69,7 +73,7 @@ def test_help_names_every_command_without_loading_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    ours = "run prepare fetch plan train converter book student miniatures weights doctor"
+    ours = "run prepare fetch plan train converter sweep book student miniatures weights doctor"
     assert set(ours.split()) <= set(done.stdout.split())
 
 

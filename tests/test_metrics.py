@@ -233,7 +233,7 @@ def test_the_published_file_says_that_it_is_quoted():
     assert "Quoted" in data["note"] and data["quoted_from"].startswith("arXiv")
 
 
-# -- against plain references, whatever the batch ---------------------------------------------------
+# -- against plain references, whatever the batch ------------------------------------------------
 
 
 def pearson(a: torch.Tensor, b: torch.Tensor) -> float:

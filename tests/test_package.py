@@ -38,7 +38,8 @@ nsd_raw
 trial_access nsd_statistics nsd_match nsd_compare
 glmsingle own_pictures own_split own_events own_checks
 own_data own_files
-inspection_files nsd encoders released_networks paper_judges text_towers unclip captions converter_training refine sdxl
+inspection_files nsd encoders released_networks paper_judges text_towers unclip captions \
+converter_training refine sdxl
 brain_correlation overlap
 inspection voxel_model cohort_forms synthetic stranger full_size
 surfaces
@@ -49,10 +50,10 @@ asset_table assets step_memory plan
 pipeline stages stand_ins replay
 baselines ridge_maps mindeye1 variants controls out_of_distribution
 experiments
-grids
+sources grids
 sweeps sweep_tables
 claims small_points
-measuring ways_of_reading benchmarks
+measuring ways_of_reading ways_of_scoring benchmarks
 training_miniatures
 book doctor
 cli
@@ -119,7 +120,11 @@ def test_large_libraries_are_imported_when_they_are_needed(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_figures_and_exercises_are_for_notebooks(path):
-    if path.stem not in {"cli", "viz_data", "viz_results"}:  # `picture`, `inspect` draw; one palette
+    if path.stem not in {
+        "cli",
+        "viz_data",
+        "viz_results",
+    }:  # `picture`, `inspect` draw; one palette
         assert siblings(path) & FOR_NOTEBOOKS == set()
     if path.stem in FOR_NOTEBOOKS:
         assert siblings(path) == ({"viz"} if path.stem.startswith("viz_") else set())
