@@ -355,4 +355,4 @@ def _over(above: list[dict], below: list[dict], part: str) -> float | None:
 
 def _median(rounds: list[dict], part: str) -> float | None:
     values = [one[part] for one in rounds]
-    return None if None in values else median(values)
+    return None if None in values else float(median(values))
