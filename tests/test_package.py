@@ -41,7 +41,7 @@ own_data own_files
 inspection_files nsd encoders released_networks paper_judges text_towers unclip captions \
 converter_training refine sdxl
 brain_correlation overlap
-inspection voxel_model cohort_forms synthetic stranger full_size
+inspection voxel_model responses cohort_forms synthetic stranger full_size
 surfaces
 model
 parts feed hardware
