@@ -27,6 +27,13 @@ from mindeye2_lite import captions, encoders, metrics, nsd, overlap, pipeline, r
 from mindeye2_lite import unclip as unclip_decoder
 from mindeye2_lite.config import Config
 
+NAMES = (
+    "shuffled brains",
+    "mean picture",
+    "nearest training picture",
+    "generator without the brain",
+    "true image tokens",
+)
 BLOCK = 256  # pictures read at once for their mean
 Pictures = Float[Tensor, "images 3 _ _"]
 

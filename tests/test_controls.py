@@ -10,13 +10,6 @@ from mindeye2_lite import controls, encoders, nsd, overlap, pipeline
 from mindeye2_lite.config import Config
 
 LITE = replace(Config.lite(), low_level=False)
-NAMES = [
-    "shuffled brains",
-    "mean picture",
-    "nearest training picture",
-    "generator without the brain",
-    "true image tokens",
-]
 FEW = {"steps": 3, "device": "cpu", "progress": False}
 
 
@@ -42,7 +35,7 @@ def made(out, person):
 
 
 def test_they_come_by_name_one_picture_for_each_test_picture(made, out):
-    assert list(made) == NAMES
+    assert tuple(made) == controls.NAMES
     for name, pictures in made.items():
         assert pictures.shape == out.seen.shape, name
         assert pictures.min() >= 0 and pictures.max() <= 1, name
