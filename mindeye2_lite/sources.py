@@ -22,9 +22,9 @@ NO_SAY = set(
     asset_table assets benchmarks book brain_correlation captions_metrics claims cli
     converter_training doctor executors experiments full_size glmsingle inspection inspection_files
     intervals measuring nsd_compare nsd_match out_of_distribution own_checks own_data own_events
-    own_files own_pictures own_split paths permutation plan replay small_points sources stages
-    stand_ins step_memory stranger surfaces sweep_tables sweeps tar_records teaching text_towers
-    training_miniatures verdict viz viz_data viz_results ways_of_reading ways_of_scoring
+    own_files own_pictures own_split paths permutation plan replay responses small_points sources
+    stages stand_ins step_memory stranger surfaces sweep_tables sweeps tar_records teaching
+    text_towers training_miniatures verdict viz viz_data viz_results ways_of_reading ways_of_scoring
     """.split()
 )
 FULL_SIZE = {"paper_judges", "released_networks", "sdxl", "unclip_names", "unclip_released"}

@@ -129,8 +129,7 @@ def claims_figure(lines: pd.DataFrame, *, note: str = "") -> Figure:
     metrics that a claim says nothing about.
     """
     keys = ["claim", "first", "second", "expected"]
-    rows = lines.drop_duplicates(keys)[keys].itertuples(index=False)
-    rows = [tuple(row) for row in rows]
+    rows = [tuple(row) for row in lines.drop_duplicates(keys)[keys].itertuples(index=False)]
     metrics = _metrics(lines)
     fig, ax = plt.subplots(figsize=(WIDTH, 0.2 * len(rows) + 1.15), layout="constrained")
     for y, row in enumerate(rows):
@@ -139,7 +138,7 @@ def claims_figure(lines: pd.DataFrame, *, note: str = "") -> Figure:
             _tile(ax, metrics.index(metric), y, verdict)
     names = [f"{first} {SIGN[expected]} {second}" for _, first, second, expected in rows]
     ax.set_yticks(range(len(rows)), names, fontsize=7.5)
-    ax.set_xticks(range(len(metrics)), [_spoken(m, "\n") for m in metrics], fontsize=7.5)
+    ax.set_xticks(range(len(metrics)), [_stacked(m) for m in metrics], fontsize=6.5)
     ax.set(xlim=(-0.5, len(metrics) - 0.5), ylim=(len(rows) - 0.5, -0.5))
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
@@ -259,10 +258,13 @@ def _metrics(frame: pd.DataFrame) -> list[str]:
     return [m for m in METRICS if m in there] + [m for m in there if m not in METRICS]
 
 
-def _spoken(metric: str, arrow: str = " → ") -> str:
-    if arrow == "\n" and "_to_" in metric:
-        return metric.replace("_to_", " →\n")
-    return metric.replace("_to_", arrow)
+def _spoken(metric: str) -> str:
+    return metric.replace("_to_", " → ")
+
+
+def _stacked(metric: str) -> str:
+    """A metric's name in two lines where it is long."""
+    return metric.replace("_to_", "\n→ ")
 
 
 def _counted(frame: pd.DataFrame) -> str:
@@ -272,7 +274,8 @@ def _counted(frame: pd.DataFrame) -> str:
         known = frame[column].dropna().astype(int) if column in frame else []
         if len(known):
             low, high = min(known), max(known)
-            parts.append(f"{low if low == high else f'{low} to {high}'} {word}")
+            many = f"{low if low == high else f'{low} to {high}'} {word}"
+            parts.append("1 person" if many == "1 people" else many.removesuffix("s" * (high == 1)))
     return ("n = " + ", ".join(parts)) if parts else "not run yet"
 
 

@@ -45,7 +45,7 @@ def test_a_point_measured_from_scratch_lies_in_its_interval(name, root):
 def test_the_interval_holds_ninety_nine_of_hundred_new_seeds():
     rng, held = np.random.default_rng(0), 0
     for values in rng.normal(5, 2, size=(1000, 6)).tolist():
-        low, high = small_points.interval(values[:5].tolist())
+        low, high = small_points.interval(values[:5])
         held += low <= values[5] <= high
     assert 0.98 <= held / 1000 <= 1
     assert small_points.interval([0.5] * 5) == pytest.approx((0.48, 0.52))
