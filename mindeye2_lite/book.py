@@ -30,6 +30,7 @@ NEED_ITS_MODEL = (
     "04_diffusion_prior",
     "07_one_hour_finetuning",
     "10_metrics",
+    "12_controls",
     "09_caption_refinement",
     "08_unclip_decoding",
     "05_low_level",
