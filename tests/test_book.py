@@ -271,6 +271,26 @@ def test_the_plan_on_the_page_is_the_plan_of_the_command(monkeypatch):
     assert rows[0]["smallest card"] == "16 GB"
 
 
+def test_a_published_table_is_on_the_page_as_it_is_printed(monkeypatch):
+    monkeypatch.syspath_prepend(BOOK / "_ext")
+    rows, source = extension("claims_table").published_rows("Table 1")
+    assert rows[0]["system"] == "MindEye2, refined" and rows[0]["sessions"] == 40
+    assert (rows[0]["PixCorr"], rows[0]["Alex(2)"]) == ("0.322", "96.1")
+    assert "condition" not in rows[0] and source.endswith("Table 1")
+    with pytest.raises(ValueError, match="no table 'Table 99' is quoted"):
+        extension("claims_table").published_rows("Table 99")
+
+
+def test_every_claim_is_on_the_page_with_its_direction(monkeypatch):
+    from mindeye2_lite import claims
+
+    monkeypatch.syspath_prepend(BOOK / "_ext")
+    told = claims.overview()
+    rows = extension("claims_table").claim_rows(told)
+    assert [row["no."] for row in rows] == list(range(1, len(claims.CLAIMS) + 1))
+    assert [row["direction"] for row in rows] == list(told["direction"])
+
+
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "mindeye2_lite" / "results").glob("*.json")), ids=str
 )

@@ -105,3 +105,26 @@ def test_where_mindeye2_is_better_the_claim_holds_and_where_it_is_worse_it_is_th
         sign = np.where(first["metric"].isin(claims.DISTANCE), -1, 1)
         apart = first["difference"].to_numpy(float) * sign
         np.testing.assert_allclose(apart, good - bad, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "said"),
+    [
+        (["holds", "holds", "not measured"], "holds"),
+        (["no difference seen"], "holds"),
+        (["holds", "holds", "undecided"], "mostly holds"),
+        (["holds", "holds", "opposite"], "mixed"),
+        (["holds", "undecided"], "mixed"),
+        (["opposite", "differs", "holds"], "opposite"),
+        (["not run yet", "not measured"], "not run yet"),
+    ],
+)
+def test_a_claims_direction_is_that_of_most_of_its_scores(verdicts, said):
+    assert claims.direction(verdicts) == said
+
+
+def test_a_guess_why_stands_only_where_the_direction_does_not_hold():
+    won, lost = (claims.overview(claims.summary(read(*way))) for way in ((0.9, 0.5), (0.5, 0.9)))
+    assert won.loc[1, "direction"] == "holds" and won.loc[1, "why"] == ""
+    assert lost.loc[1, "direction"] == "opposite" and lost.loc[1, "why"]
+    assert all(claim.why for claim in claims.CLAIMS if claim.source != "ours")

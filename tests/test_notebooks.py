@@ -60,8 +60,8 @@ def names(cell, kind):
     return defined | (set() if defined else outer)
 
 
-def test_they_are_numbered_in_reading_order_with_one_yet_to_come():
-    assert [int(path.stem[:2]) for path in NOTEBOOKS] == [*range(11), 12, 13, 14]
+def test_they_are_numbered_in_reading_order():
+    assert [int(path.stem[:2]) for path in NOTEBOOKS] == [*range(15)]
 
 
 def test_make_test_knows_which_notebooks_need_the_model_that_another_pretrains():

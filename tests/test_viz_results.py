@@ -29,7 +29,7 @@ def test_the_main_table_has_a_row_per_system_in_the_papers_order(rows):
     figure = viz_results.main_table(rows)
     said = words(figure)
     assert "PixCorr" in said and "MindEye1" in said
-    axes = [ax for ax in figure.axes if ax.get_title()]
+    axes = [ax for ax in figure.axes if ax.get_title() or ax.get_title(loc="left")]
     assert len(axes) == 10
     labels = [tick.get_text() for tick in axes[0].get_yticklabels()]
     assert len(labels) == rows.drop_duplicates(["system", "sessions"]).shape[0]
