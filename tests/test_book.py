@@ -286,9 +286,11 @@ def test_every_claim_is_on_the_page_with_its_direction(monkeypatch):
 
     monkeypatch.syspath_prepend(BOOK / "_ext")
     told = claims.overview()
-    rows = extension("claims_table").claim_rows(told)
-    assert [row["no."] for row in rows] == list(range(1, len(claims.CLAIMS) + 1))
-    assert [row["direction"] for row in rows] == list(told["direction"])
+    items = extension("claims_table").claim_items(told)
+    assert len(items) == len(claims.CLAIMS)
+    for (claim, came, why), row in zip(items, told.itertuples(), strict=True):
+        assert row.text in claim and row.source in claim and why == row.why
+        assert came.startswith(row.direction)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Directives `claims` and `published`: what the paper says, and what came out here.
 
-`{claims}` has a line per claim of the paper: where it stands, in how many scores its own figures
+`{claims}` has an entry per claim of the paper: where it stands, in how many scores its own figures
 agree, how ours came out, and our guess where the direction does not hold. It is computed from the
 results files while the book is built; a file that is not there makes its claims "not run yet".
 
@@ -21,15 +21,18 @@ from sphinx.util.docutils import SphinxDirective
 
 from mindeye2_lite import claims, paths
 
-HEADS = {"paper": "paper's own figures agree", "here": "scores here"}
 
-
-def claim_rows(told: pd.DataFrame) -> list[dict]:
-    """A record per claim of `claims.overview`."""
-    return [
-        {"no.": number, **row}
-        for number, row in zip(told.index, told.to_dict("records"), strict=True)
-    ]
+def claim_items(told: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Of each line of `claims.overview`: the claim and its source, what came out, a guess why."""
+    items = []
+    for number, row in told.iterrows():
+        came = row["direction"]
+        if came != claims.NOT_RUN:
+            came += f" (of our scores: {row['here']})"
+        if row["paper"] != "–":
+            came += f"; the paper's own figures agree in {row['paper']}"
+        items.append((f"{number}. {row['text']} ({row['source']})", f"{came}.", row["why"]))
+    return items
 
 
 def published_rows(name: str) -> tuple[list[dict], str]:
@@ -56,11 +59,16 @@ class Claims(SphinxDirective):
     """Put the claims on the page, with what the results files say of them."""
 
     def run(self) -> list[nodes.Node]:
-        """The table, and a line that says what it is computed from."""
+        """The list, and a line that says what it is computed from."""
         for path in (*paths.results("published").parent.glob("*.json"), Path(claims.__file__)):
             self.env.note_dependency(str(path))
         lines = claims.summary()
-        rows = claim_rows(claims.overview(lines))
+        items = nodes.definition_list()
+        for claim, came, why in claim_items(claims.overview(lines)):
+            said = nodes.definition("", nodes.paragraph("", came))
+            if why:
+                said += nodes.paragraph("", "", nodes.emphasis("", f"Our guess: {why}"))
+            items += nodes.definition_list_item("", nodes.term("", claim), said)
         many = [
             f"{int(of.min())} to {int(of.max())} {word}"
             for column, word in (("n", "pictures"), ("people", "people"), ("seeds", "seeds"))
@@ -68,10 +76,7 @@ class Claims(SphinxDirective):
         ]
         said = "Computed while this page was built, from paired differences with 95% intervals"
         said += f" ({', '.join(many)})." if many else "; no sweep has been run yet."
-        return [
-            table(columns(rows), rows, HEADS),
-            nodes.paragraph("", "", nodes.emphasis("", said)),
-        ]
+        return [items, nodes.paragraph("", "", nodes.emphasis("", said))]
 
 
 class Published(SphinxDirective):
