@@ -1,10 +1,13 @@
 """A sweep computes what is missing, keeps it at once, and never mixes what must not be mixed."""
 
 import json
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,9 +54,14 @@ def wrong(config, root, key):
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
     """Registers a sweep; its files and its data lie in tmp_path."""
-    (tmp_path / "results").mkdir()
-    monkeypatch.setattr(paths, "results", lambda name: tmp_path / "results" / f"{name}.json")
-    monkeypatch.setattr(synthetic, "open_cohort", lambda *_, **__: tmp_path)
+    return stubs(tmp_path, monkeypatch)
+
+
+def stubs(folder, monkeypatch):
+    """What `fake` is, also for sweep_worker.py."""
+    (folder / "results").mkdir(exist_ok=True)
+    monkeypatch.setattr(paths, "results", lambda name: folder / "results" / f"{name}.json")
+    monkeypatch.setattr(synthetic, "open_cohort", lambda *_, **__: folder)
     monkeypatch.setattr(sources, "source", lambda *_: "abc")
     monkeypatch.setattr(grids, "SWEEPS", {})
 
@@ -186,41 +194,41 @@ def test_many_cells_that_fail_stop_the_run(fake):
         go(subjects=[2], seeds=range(20))
 
 
-def in_another_process(function):
-    """Starts it, and waits until there is a cell."""
-    process = multiprocessing.get_context("fork").Process(target=function)
-    process.start()
-    end = time.monotonic() + 30
+def in_another_process(folder):
+    """Starts a slow sweep from the command line, and waits until there is a cell.
+
+    A program of its own: a fork of one that has used threads can hang.
+    """
+    worker = Path(__file__).with_name("sweep_worker.py")
+    process = subprocess.Popen([sys.executable, worker, folder], stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
     while not paths.results("fake_sweep").exists() and time.monotonic() < end:
         time.sleep(0.02)
     return process
 
 
-def test_a_second_start_is_refused_and_a_kill_costs_the_running_cell_only(fake):
-    fake(slow)
-    process = in_another_process(go)
+def test_a_second_start_is_refused_and_a_kill_costs_the_running_cell_only(fake, tmp_path):
+    process = in_another_process(tmp_path)
     with pytest.raises(ValueError, match="sweep fake-sweep is running already") as said:
         go()
     assert "\n" not in str(said.value)
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
+    process.kill()
+    process.communicate()
     assert len(content()["cells"]) == 1
-    fake(cell)
     assert go().startswith("fake-sweep: 4 of 4")
     assert not list(paths.results("fake_sweep").parent.glob(".*"))
 
 
-def test_control_c_ends_with_one_line(fake, capfd):
-    fake(slow)
-    line = ["sweep", "fake-sweep", "--executor", "serial"]
-    process = in_another_process(lambda: os._exit(cli.main(line)))
+def test_control_c_ends_with_one_line(fake, tmp_path):
+    process = in_another_process(tmp_path)
     for _ in range(6):  # Python drops an interrupt that comes while it frees something
         time.sleep(0.5)
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGINT)
-        process.join(5)
-    assert process.exitcode == 130
-    said = capfd.readouterr().err
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+            break
+    _, said = process.communicate(timeout=5)
+    assert process.returncode == 130
     assert "stopped: what is done is kept" in said and "Traceback" not in said
     assert len(content()["cells"]) == 1
 
