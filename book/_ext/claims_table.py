@@ -70,7 +70,7 @@ class Claims(SphinxDirective):
                 said += nodes.paragraph("", "", nodes.emphasis("", f"Our guess: {why}"))
             items += nodes.definition_list_item("", nodes.term("", claim), said)
         many = [
-            f"{int(of.min())} to {int(of.max())} {word}"
+            f"{' to '.join(dict.fromkeys((f'{of.min():.0f}', f'{of.max():.0f}')))} {word}"
             for column, word in (("n", "pictures"), ("people", "people"), ("seeds", "seeds"))
             if len(of := lines[column].dropna())
         ]
