@@ -13,10 +13,12 @@ import functools
 import hashlib
 import json
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -438,15 +440,19 @@ def judges(name: str = "mini-judges", device: str = "cpu") -> dict[str, Features
     if name == "none":
         return {}
 
-    def stage(cnn: str, index: int) -> Features:
-        return _judge(lambda x: load_cnn(cnn, device).maps(x)[index].flatten(1))
+    shrunk = _once(_small)
+
+    def small(images: Tensor) -> Tensor:
+        return images if images.shape[-1] == 64 else shrunk(images)
+
+    alex = _once(torch.no_grad()(lambda images: load_cnn("alex", device).maps(small(images))))
 
     def pooled(cnn: str) -> Features:
-        return _judge(lambda x: load_cnn(cnn, device).pooled(x))
+        return torch.no_grad()(lambda images: load_cnn(cnn, device).pooled(small(images)))
 
     return {
-        "Alex(2)": stage("alex", 1),
-        "Alex(5)": stage("alex", 4),
+        "Alex(2)": lambda images: alex(images)[1].flatten(1),
+        "Alex(5)": lambda images: alex(images)[4].flatten(1),
         "Incep": pooled("incep"),
         "CLIP": lambda images: clip_embedding(images.to(device)),
         "Eff": pooled("eff"),
@@ -454,16 +460,25 @@ def judges(name: str = "mini-judges", device: str = "cpu") -> dict[str, Features
     }
 
 
-def _judge(features: Features) -> Features:
-    """Resize to the 64 pixels that the miniature judges were trained on, then look."""
+def _small(images: Tensor) -> Tensor:
+    """At the 64 pixels that the miniature judges were trained on."""
+    return F.interpolate(images, 64, mode="bilinear", align_corners=False, antialias=False)
 
-    @torch.no_grad()
-    def looked(images: Tensor) -> Tensor:
-        if images.shape[-1] != 64:
-            images = F.interpolate(
-                images, 64, mode="bilinear", align_corners=False, antialias=False
-            )
-        return features(images)
+
+def _once(look: Callable) -> Callable:
+    """`look` that remembers what it made of the pictures it saw last, as long as they are there.
+
+    Several judges are shown the same pictures in turn. Changed pictures are looked at again.
+    """
+    last: list = []  # the pictures (they may go), how often they were changed, what came out
+
+    def looked(images: Tensor) -> Any:
+        if images.is_inference():  # nobody counts how often these change
+            return look(images)
+        if not last or last[0]() is not images or last[1] != images._version:
+            found = look(images)
+            last[:] = weakref.ref(images, lambda _: last.clear()), images._version, found
+        return last[2]
 
     return looked
 

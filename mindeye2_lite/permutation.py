@@ -160,13 +160,10 @@ def pixcorr_pairs(
     through: int | None = None,
 ) -> Pairs:
     """PixCorr of every picture with every reconstruction, as `metrics.pixcorr` has it of pairs."""
-    meet = through or size
-    if reconstruction.shape[-2:] != seen.shape[-2:]:
-        reconstruction, seen = (metrics.resize(x, meet) for x in (reconstruction, seen))
-    product = pixels._Product(seen.shape[-2:], size, through, seen.device)
-    a, b = product.of(seen.float()), product.of(reconstruction.float())
-    r = (a.spread.flatten(1) @ b.centered.flatten(1).T) * a.scale[:, None] * b.scale
-    return r.cpu().numpy()
+    standard = pixels.Standard(reconstruction, seen, size, through)
+    sides = (standard.of(x.detach().float()) for x in (seen, reconstruction))
+    a, b = (x.flatten(1).double() * scale[:, None] for x, scale in sides)
+    return (a @ b.T).cpu().numpy()
 
 
 def ssim_pairs(

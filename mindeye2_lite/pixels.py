@@ -8,7 +8,6 @@ of a few pairs at once. Official: all pictures at once, then one pair after the 
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,36 +20,25 @@ GRAY = (0.2125, 0.7154, 0.0721)  # scikit-image's rgb2gray
 SIGMA, RADIUS = 1.5, 5  # pixels; scikit-image cuts its Gaussian at 3.5 sigma
 C1, C2 = 0.01**2, 0.03**2  # Wang et al. 2004, data range 1
 PAIRS = 2  # at once, for PixCorr: more fit the processor's cache no longer (measured)
-GRAY_AT_ONCE = 16  # pictures that are resized at once, for SSIM: few and small, and much faster
+GRAY_AT_ONCE = 4  # pictures that are resized at once, for SSIM: as many as the cache holds
 STRANGERS = 100  # pairs that the chance of SSIM is taken from
 
 
-def resize(images: Float[Tensor, "images 3 _ _"], size: int) -> Float[Tensor, "images 3 size size"]:
+def resize(
+    images: Float[Tensor, "images channels _ _"], size: int
+) -> Float[Tensor, "images channels size size"]:
     """Bilinear without antialiasing, as torchvision 0.16 resizes tensors: all metrics use it."""
     return resized(images, (size, size))
 
 
 def resized(
-    images: Float[Tensor, "images 3 _ _"], size: tuple[int, int]
-) -> Float[Tensor, "images 3 _ _"]:
+    images: Float[Tensor, "images channels _ _"], size: tuple[int, int]
+) -> Float[Tensor, "images channels _ _"]:
     """As `resize`, to any height and width."""
     if images.shape[-2:] == size:
         return images
     # not torchvision's function, which calls this one, since importing torchvision takes seconds
     return F.interpolate(images, size, mode="bilinear", align_corners=False)
-
-
-def resize_many(
-    images: Float[Tensor, "images channels _ _"], size: int
-) -> Float[Tensor, "images channels size size"]:
-    """`resize` with pictures as channels: several times as fast, same numbers, not contiguous."""
-    n, channels, height, width = images.shape
-    if (height, width) == (size, size):
-        return images
-    last = images.reshape(1, n * channels, height, width)
-    last = last.contiguous(memory_format=torch.channels_last)
-    found = F.interpolate(last, (size, size), mode="bilinear", align_corners=False)
-    return found.reshape(n, channels, size, size)
 
 
 def check_pairs(
@@ -115,88 +103,76 @@ def pixcorr_and_chance(
     Pictures pass through `through` pixels first, if it is given. For the wrong pairs
     Σ_{i≠j} a_i·b_j = (Σ a_i)·(Σ b_j) − Σ a_i·b_i, where a and b are standardized.
     """
-    common = reconstruction.shape[-2:] == seen.shape[-2:]
-    meet = None if common else through or size  # where pictures of two sizes come together
-    shape = seen.shape[-2:] if common else (meet, meet)
-    product = _Product(shape, size, through if common else None, seen.device)
-    r, totals = [], [0.0, 0.0]
-    for parts in _batches(reconstruction, seen, at_once=PAIRS):
-        a, b = (product.of(part if meet is None else resize(part, meet)) for part in parts)
-        r.append(_dot(a.spread, b.centered) * a.scale * b.scale)
-        sums = [(x.scale @ x.centered.flatten(1)).view(x.centered.shape[1:]) for x in (a, b)]
-        totals = [totals[0] + sums[0], totals[1] + sums[1]]
-    r, n = torch.cat(r).cpu().numpy(), len(seen)
-    wrong = float((product.spread(totals[0]) * totals[1]).sum())
-    return r, (wrong - float(r.sum())) / (n * (n - 1))
+    standard, n = Standard(reconstruction, seen, size, through), len(seen)
+    r = torch.empty(n, dtype=torch.float64)  # made once, as the totals: no holes in memory
+    totals = torch.zeros(2, 3, *standard.shape, dtype=torch.float64, device=seen.device)
+    for start, parts in _batches(reconstruction, seen, at_once=PAIRS):
+        (a, scale_a), (b, scale_b) = (standard.of(part) for part in parts)
+        r[start : start + len(a)] = _dot(a, b) * scale_a * scale_b
+        totals[0] += torch.tensordot(scale_a.float(), a, 1)
+        totals[1] += torch.tensordot(scale_b.float(), b, 1)
+    wrong = float((totals[0] * totals[1]).sum() - r.sum())
+    return r.numpy(), wrong / (n * (n - 1))
 
 
-class _Standard(NamedTuple):
-    """Pictures less their mean once resized; M x M of them; one over their length, or 0."""
+class Standard:
+    """Pictures of either side, and their scales, so that inner products are r; in float32.
 
-    centered: Float[Tensor, "images 3 height width"]
-    spread: Float[Tensor, "images 3 height width"]
-    scale: Float[Tensor, " images"]
-
-
-class _Product:
-    """Inner products of resized pictures, from the pictures before resizing, in float64.
-
-    With R the weights of resizing, ⟨R a Rᵀ, R b Rᵀ⟩ = ⟨M a M, b⟩, where M = Rᵀ R has few diagonals.
+    With R the weights of resizing and RᵀR = LLᵀ, ⟨R a Rᵀ, R b Rᵀ⟩ = ⟨Lᵀ a L, Lᵀ b L⟩, which is as
+    small as a. L has two diagonals, since a new pixel lies between two old ones.
     """
 
-    def __init__(
-        self, shape: tuple[int, int], size: int, through: int | None, device: torch.device
-    ):
-        weights = [_resizing(n, size, through).to(device) for n in shape]
-        self.sums = [w.sum(0) for w in weights]
-        self.bands = [_diagonals(w.T @ w) for w in weights]
+    def __init__(self, reconstruction: Tensor, seen: Tensor, size: int, through: int | None):
+        same = reconstruction.shape[-2:] == seen.shape[-2:]
+        meet = through or (None if same else size)  # where pictures of two sizes come together
+        self.steps = [] if meet is None else [(meet, meet)]
+        self.shape = (*self.steps, tuple(seen.shape[-2:]))[0]
+        if max(self.shape) > size:  # R makes it smaller: nothing is gained by leaving it out
+            self.shape = (size, size)
+            self.steps.append(self.shape)
+        weights = [_resizing(n, size) for n in self.shape]
+        self.sums = [w.sum(0).float().to(seen.device) for w in weights]
+        self.bands = [[d.float().to(seen.device) for d in _factor(w)] for w in weights]
         self.pixels = 3 * size**2
 
-    def spread(self, x: Tensor) -> Tensor:
-        """M x M, along height and width."""
-        return _banded(_banded(x, self.bands[0], -2), self.bands[1], -1)
-
-    def of(self, images: Tensor) -> _Standard:
-        """What is needed for r: the scale is 0 where a picture is of one color."""
-        x = images.double()
-        x -= x[:, :1, :1, :1].clone()  # exact: what is flat becomes exactly 0
-        x -= (torch.einsum("nchw,h,w->n", x, *self.sums) / self.pixels)[:, None, None, None]
-        spread = self.spread(x)
-        square = _dot(spread, x)
+    def of(self, images: Tensor) -> tuple[Float[Tensor, "images 3 _ _"], Float[Tensor, " images"]]:
+        """Less the mean of the resized picture; one over its length, 0 where it is of one color."""
+        for shape in self.steps:
+            images = resized(images, shape)
+        x = images - images[:, :1, :1, :1]  # exact: what is flat becomes exactly 0
+        mean = ((x @ self.sums[1]) @ self.sums[0]).sum(1) / self.pixels
+        x -= mean[:, None, None, None]
+        x = _banded(_banded(x, self.bands[0], -2), self.bands[1], -1)
+        square = _dot(x, x)
         scale = torch.where(square > 1e-24 * self.pixels, square.clamp_min(1e-30).rsqrt(), 0.0)
-        return _Standard(x, spread, scale)
+        return x, scale
 
 
 def _dot(a: Tensor, b: Tensor) -> Float[Tensor, " images"]:
-    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    """Rows in float32, their sum in float64: longer sums in float32 disturb the sixth digit."""
+    return (a * b).sum(-1).double().sum((1, 2))
 
 
-def _resizing(n: int, size: int, through: int | None) -> Float[Tensor, "size n"]:
+def _resizing(n: int, size: int) -> Float[Tensor, "size n"]:
     """The weights by which `resize` makes `size` pixels of n, as torchvision rounds them."""
-    weights = torch.eye(n, dtype=torch.float64)
-    for side in (through, size):
-        if side is not None and side != len(weights):
-            eye = torch.eye(len(weights))[None, None]
-            step = F.interpolate(eye, (side, len(weights)), mode="bilinear", align_corners=False)
-            step = step[0, 0].double()
-            weights = (step / step.sum(1, keepdim=True)) @ weights
-    return weights
+    eye = torch.eye(n)[None, None]
+    weights = F.interpolate(eye, (size, n), mode="bilinear", align_corners=False)[0, 0].double()
+    return weights / weights.sum(1, keepdim=True)
 
 
-def _diagonals(matrix: Tensor) -> list[Tensor]:
-    """The main diagonal of a symmetric matrix and those above it, up to the last that is not 0."""
-    away = (matrix.nonzero() @ torch.tensor([-1, 1], device=matrix.device)).max()
-    return [matrix.diagonal(k) for k in range(int(away) + 1)]
+def _factor(weights: Float[Tensor, "size n"]) -> list[Tensor]:
+    """L of RᵀR = LLᵀ: its main diagonal and those below it, up to the last that is not 0."""
+    lower = torch.linalg.cholesky(weights.T @ weights)
+    away = int((lower.nonzero() @ torch.tensor([1, -1])).max())
+    return [lower.diagonal(-k) for k in range(away + 1)]
 
 
 def _banded(x: Tensor, bands: list[Tensor], dim: int) -> Tensor:
-    """A symmetric matrix with these diagonals times x, along one dimension."""
+    """Lᵀ times x, along one dimension."""
     n, (main, *others) = x.shape[dim], [b[:, None] if dim == -2 else b for b in bands]
     out = x * main
     for k, band in enumerate(others, 1):
-        early, late = x.narrow(dim, 0, n - k), x.narrow(dim, k, n - k)
-        out.narrow(dim, 0, n - k).addcmul_(late, band)
-        out.narrow(dim, k, n - k).addcmul_(early, band)
+        out.narrow(dim, 0, n - k).addcmul_(x.narrow(dim, k, n - k), band)
     return out
 
 
@@ -257,11 +233,12 @@ def similarities(
     reconstruction: Tensor, seen: Tensor, size: int = SIZE, through: int | None = None
 ) -> Float[np.ndarray, " images"]:
     """SSIM of pairs that are known to be pairs; they pass through `through` pixels first."""
-    found = []
-    for some in _batches(reconstruction, seen, at_once=GRAY_AT_ONCE):
+    found = torch.empty(len(seen), dtype=torch.float64)
+    for start, some in _batches(reconstruction, seen, at_once=GRAY_AT_ONCE):
         grays = zip(*(_gray(x, size, through) for x in some), strict=True)
-        found += [_similar(a, b) for a, b in grays]
-    return torch.stack(found).cpu().numpy()
+        for i, (a, b) in enumerate(grays, start):
+            found[i] = _similar(a, b)
+    return found.numpy()
 
 
 def _similar(a: Float[Tensor, "size size"], b: Float[Tensor, "size size"]) -> Float[Tensor, ""]:
@@ -306,13 +283,15 @@ WINDOW = _window()
 
 def _gray(images: Tensor, size: int, through: int | None = None) -> Tensor:
     """As scikit-image's rgb2gray of the resized picture: gray and resizing are both linear."""
-    weights = torch.tensor(GRAY, device=images.device)
-    gray = torch.einsum("nchw,c->nhw", images, weights)[:, None]
+    gray = images[:, :1] * GRAY[0]
+    for channel in (1, 2):
+        gray.add_(images[:, channel, None], alpha=GRAY[channel])
     for side in (through, size):
-        gray = gray if side is None else resize_many(gray, side)
-    return gray[:, 0].contiguous()
+        gray = gray if side is None else resize(gray, side)
+    return gray[:, 0]
 
 
-def _batches(*images: Tensor, at_once: int) -> Iterator[tuple[Tensor, ...]]:
-    for parts in zip(*(x.split(at_once) for x in images), strict=True):
-        yield tuple(x.detach().float() for x in parts)
+def _batches(*images: Tensor, at_once: int) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+    """Where a batch begins, and its part of every side."""
+    for start in range(0, len(images[0]), at_once):
+        yield start, tuple(x[start : start + at_once].detach().float() for x in images)
