@@ -134,6 +134,31 @@ def test_every_judge_and_the_teacher_look_at_pictures_of_any_size():
     assert encoders.teacher()(torch.rand(2, 3, 64, 64)).shape == (2, 16, LITE.aux_dim)
 
 
+def test_two_judges_of_one_network_let_it_look_once_and_changed_pictures_are_looked_at_again(
+    monkeypatch,
+):
+    looks, real = [], encoders.Cnn.maps
+
+    def counted(network: encoders.Cnn, images: Tensor) -> list[Tensor]:
+        looks.append(images.shape)
+        return real(network, images)
+
+    monkeypatch.setattr(encoders.Cnn, "maps", counted)
+    judges, pictures = encoders.judges(), torch.rand(2, 3, 80, 80)
+    first = judges["Alex(2)"](pictures).clone()
+    judges["Alex(5)"](pictures)
+    assert looks == [(2, 3, 64, 64)]
+    pictures[:] = 0.5
+    assert not torch.equal(judges["Alex(2)"](pictures), first)
+    fresh = encoders.judges()["Alex(2)"](torch.full((2, 3, 80, 80), 0.5))
+    assert torch.equal(judges["Alex(2)"](pictures), fresh)
+    with torch.inference_mode():
+        kept = torch.rand(2, 3, 80, 80)
+        before = judges["Alex(2)"](kept).clone()
+        kept[:] = 0.5
+        assert not torch.equal(judges["Alex(2)"](kept), before)
+
+
 def test_no_judges_are_none():
     assert encoders.judges("none") == {}
 

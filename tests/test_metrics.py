@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from skimage.color import rgb2gray
 from skimage.metrics import structural_similarity
 
-from mindeye2_lite import encoders, metrics, paths
+from mindeye2_lite import encoders, metrics, paths, pixels
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "metrics.safetensors")
 
@@ -121,6 +121,26 @@ def test_shuffled_reconstructions_score_at_the_chance_that_is_stated(generator):
     for score in scores.values():
         width = score.high - score.low
         assert abs(score.value - score.chance) < width, str(score)
+
+
+@pytest.mark.parametrize("through", [None, 40])
+@pytest.mark.parametrize(
+    ("side", "other", "size"),
+    [(48, 48, 70), (48, 48, 50), (48, 48, 48), (48, 48, 30), (48, 56, 70), (56, 48, 30)],
+)
+def test_pixcorr_is_that_of_resized_pictures_whichever_way_they_are_resized(
+    side, other, size, through, generator
+):
+    a = torch.rand(5, 3, side, side, generator=generator)
+    b = torch.rand(5, 3, other, other, generator=generator)
+    r, chance = pixels.pixcorr_and_chance(a, b, size, through)
+    if through:
+        a, b = (metrics.resize(x, through) for x in (a, b))
+    rows = [metrics.resize(x, size).flatten(1).double().numpy() for x in (a, b)]
+    all_pairs = np.corrcoef(*rows)[:5, 5:]
+    np.testing.assert_allclose(r, np.diag(all_pairs), atol=1e-6)
+    wrong = (all_pairs.sum() - np.trace(all_pairs)) / 20
+    assert chance == pytest.approx(wrong, abs=1e-6)
 
 
 def test_chance_of_pixcorr_is_the_mean_over_all_wrong_pairs(pictures, generator):
